@@ -1,0 +1,2 @@
+from .adapter import *
+from .backbones import *

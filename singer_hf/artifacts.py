@@ -1,0 +1,25 @@
+"""Statistics of high-norm artifact tokens."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .losses import norm_quantile
+
+
+def outlier_norm_share(norms: Tensor, quantile: float) -> Tensor:
+    """Share of an image's summed patch norm that patches above its own α-quantile carry; mean over images, scalar.
+
+    Where all norms are equal none is above; with well-behaved norms it is near 1 − α, with artifacts a multiple of it.
+
+    Args:
+        norms: (B, n) patch norms.
+        quantile: α.
+    """
+    above = norms > norm_quantile(norms, quantile)
+    return ((norms * above).sum(dim=1) / norms.sum(dim=1)).mean()
+
+
+def peak_to_median(norms: Tensor) -> Tensor:
+    """Greatest over median patch norm of each image; mean over images, scalar. `norms` (B, n)."""
+    return (norms.amax(dim=1) / norms.median(dim=1).values).mean()

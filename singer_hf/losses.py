@@ -1,0 +1,60 @@
+"""The losses of METHOD.md section 4 as pure functions of features. All compute in float32 or better."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """At least float32: bf16 features of an autocast forward pass are compared in full precision."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def kd_loss(projected: Tensor, target: Tensor) -> Tensor:
+    """One layer of L_KD: mean((P(F_S) − F̂)²) over batch, tokens and channels; both (B, N, d)."""
+    return F.mse_loss(full_precision(projected), full_precision(target))
+
+
+def patch_norms(patches: Tensor) -> Tensor:
+    """(B, n, d) -> (B, n), ‖F_b,i‖₂."""
+    return torch.linalg.vector_norm(full_precision(patches), dim=-1)
+
+
+def norm_quantile(norms: Tensor, quantile: float) -> Tensor:
+    """(B, n) -> (B, 1): the α-quantile of each image's patch norms (linear interpolation), without gradient."""
+    return torch.quantile(norms.detach(), quantile, dim=1, keepdim=True)
+
+
+def outlier_loss(norms: Tensor, quantile: float, power: int = 1) -> Tensor:
+    """One layer of L_outlier: mean over {(b, i): norm above q_b} of (norm − q_b)^power; 0 where no norm is above.
+
+    Args:
+        norms: (B, n) patch norms of F̂.
+        quantile: α.
+        power: p, 1 in the paper, 2 in the released code.
+    """
+    threshold = norm_quantile(norms, quantile)
+    excess = (norms - threshold).clamp(min=0)
+    # Not norms[mask]: the result's shape would depend on the data, which torch.compile cannot follow.
+    return excess.pow(power).sum() / (norms > threshold).sum().clamp(min=1)
+
+
+def gram_matrix(patches: Tensor) -> Tensor:
+    """G(X): (B, n, d) -> (B, n, n), cosine similarities of the patches of each image."""
+    unit = F.normalize(full_precision(patches), dim=-1)
+    # Under autocast this product would run in bf16, whose 8 bits are too few for differences of cosines.
+    with torch.autocast(unit.device.type, enabled=False):
+        return unit @ unit.transpose(1, 2)
+
+
+def gram_loss(patches: Tensor, other: Tensor) -> Tensor:
+    """One layer of L_info: MSE(G(X), G(Y)); X (B, n, d), Y (B, n, d')."""
+    return F.mse_loss(gram_matrix(patches), gram_matrix(other))
+
+
+def gram_distance(patches: Tensor, other: Tensor) -> Tensor:
+    """‖G(X) − G(Y)‖_F / n for each image, (B,): the paper's Table 2 (its Table 5b does not divide by n)."""
+    difference = gram_matrix(patches) - gram_matrix(other)
+    return torch.linalg.matrix_norm(difference) / patches.shape[1]

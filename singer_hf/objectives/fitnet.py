@@ -1,0 +1,81 @@
+"""FitNet: plain feature distillation, the baseline of the paper's tables."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ..losses import kd_loss
+from ..projectors import build_projector
+from .base import DistillationStep, Objective, ObjectiveOutput, artifact_statistics, register_objective
+from .singer import check_quantile
+
+
+@register_objective
+class FitNetObjective(Objective):
+    """`Σ_l mean((P_l(F_S) − F_l)²)` on unrefined features. Paper: FitNets, ICLR 2015 (arXiv 1412.6550).
+
+    Term: `loss_fitnet`.
+
+    Args:
+        teacher, student, teacher_layers, student_layers, layer_matching: see [`Objective`].
+        projector: a name in `PROJECTORS`.
+        outlier_quantile: α of the logged artifact statistics.
+    """
+
+    name = "fitnet"
+
+    def __init__(
+        self,
+        teacher,
+        student,
+        *,
+        teacher_layers,
+        student_layers=None,
+        layer_matching=None,
+        projector: str = "linear",
+        outlier_quantile: float = 0.97,
+    ):
+        super().__init__(
+            teacher,
+            student,
+            teacher_layers=teacher_layers,
+            student_layers=student_layers,
+            layer_matching=layer_matching,
+        )
+        check_quantile(outlier_quantile)
+        self.outlier_quantile = outlier_quantile
+        self.projectors = nn.ModuleDict(
+            {
+                str(layer): build_projector(projector, student.hidden_size, teacher.hidden_size)
+                for layer in self.teacher_layers
+            }
+        )
+
+    @classmethod
+    def default_teacher_layers(cls, num_blocks: int) -> list[int]:
+        """Half, three quarters and the whole of the depth: the released recipe's {11, 17, 23} of 24 blocks."""
+        return sorted({max(num_blocks * quarters // 4 - 1, 0) for quarters in (2, 3, 4)})
+
+    @classmethod
+    def from_arguments(cls, teacher, student, args, teacher_layers):
+        return cls(
+            teacher,
+            student,
+            teacher_layers=teacher_layers,
+            student_layers=args.student_layers,
+            layer_matching=args.layer_matching,
+            projector=args.projector,
+            outlier_quantile=args.outlier_quantile,
+        )
+
+    def forward(self, step: DistillationStep) -> ObjectiveOutput:
+        aligner = self._aligner(step)
+        loss = sum(
+            kd_loss(
+                self.projectors[str(layer)](aligner.align_student(step.student.hidden[student_layer])),
+                aligner.align_teacher(step.teacher.hidden[layer]),
+            )
+            for layer, student_layer in zip(self.teacher_layers, self.student_layers, strict=True)
+        )
+        patches = [self._teacher_patches(step, step.teacher.hidden[layer]) for layer in self.teacher_layers]
+        return ObjectiveOutput({"loss_fitnet": loss}, artifact_statistics(patches, self.outlier_quantile, "before"))

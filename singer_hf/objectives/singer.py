@@ -1,0 +1,177 @@
+"""SiNGER: the student learns from refined features (METHOD.md section 4), as in the paper and as released."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ..layers import default_teacher_layers
+from ..losses import gram_loss, kd_loss, outlier_loss, patch_norms
+from ..projectors import build_projector
+from .base import DistillationStep, Objective, ObjectiveOutput, artifact_statistics, register_objective
+
+
+@register_objective
+class SingerObjective(Objective):
+    """`L = λ_kd L_KD + λ_outlier L_outlier + λ_info L_info`, each a mean over the distilled layers.
+
+    Paper: SiNGER, ICLR 2026 (arXiv 2509.20986). Terms: `loss_kd`, `loss_outlier`, `loss_info`, weighted.
+
+    Args:
+        teacher: backbone of a teacher with a nullspace adapter on `teacher_layers`.
+        student, teacher_layers, student_layers, layer_matching: see [`Objective`].
+        kd_weight: λ_kd, 1.0 in the paper.
+        outlier_weight: λ_outlier, 0.01 in the paper.
+        info_weight: λ_info, 1.0 in the paper.
+        outlier_quantile: α in (0, 1), 0.97 in the paper.
+        projector: a name in `PROJECTORS`.
+
+    Raises:
+        ValueError: α outside (0, 1), a negative weight, a distilled layer that carries no adapter.
+    """
+
+    name = "singer"
+    uses_adapter = True
+    outlier_power = 1
+
+    def __init__(
+        self,
+        teacher,
+        student,
+        *,
+        teacher_layers,
+        student_layers=None,
+        layer_matching=None,
+        kd_weight: float = 1.0,
+        outlier_weight: float = 0.01,
+        info_weight: float = 1.0,
+        outlier_quantile: float = 0.97,
+        projector: str = "linear",
+    ):
+        super().__init__(
+            teacher,
+            student,
+            teacher_layers=teacher_layers,
+            student_layers=student_layers,
+            layer_matching=layer_matching,
+        )
+        check_quantile(outlier_quantile)
+        self.weights = {"kd": kd_weight, "outlier": outlier_weight, "info": info_weight}
+        for term, weight in self.weights.items():
+            if weight < 0:
+                raise ValueError(f"{term}_weight must not be negative, got {weight}.")
+        self.outlier_quantile = outlier_quantile
+        plain = [layer for layer in self.teacher_layers if not hasattr(teacher.blocks[layer], "refine")]
+        if plain:
+            raise ValueError(
+                f"Teacher layers {plain} carry no nullspace adapter: use get_peft_model(teacher, "
+                f"NullspaceLoraConfig(layers_to_transform={self.teacher_layers})) first."
+            )
+        self.projectors = nn.ModuleDict(
+            {
+                str(layer): build_projector(projector, student.hidden_size, teacher.hidden_size)
+                for layer in self.teacher_layers
+            }
+        )
+
+    @classmethod
+    def default_teacher_layers(cls, num_blocks: int) -> list[int]:
+        return default_teacher_layers(num_blocks)
+
+    @classmethod
+    def from_arguments(cls, teacher, student, args, teacher_layers):
+        return cls(
+            teacher,
+            student,
+            teacher_layers=teacher_layers,
+            student_layers=args.student_layers,
+            layer_matching=args.layer_matching,
+            kd_weight=args.kd_weight,
+            outlier_weight=args.outlier_weight,
+            info_weight=args.info_weight,
+            outlier_quantile=args.outlier_quantile,
+            projector=args.projector,
+        )
+
+    @property
+    def teacher_features(self) -> list[int]:
+        following = {layer + 1 for layer in self.teacher_layers if self._compares_next_block(layer)}
+        return sorted(following | set(self.teacher_layers))
+
+    def forward(self, step: DistillationStep) -> ObjectiveOutput:
+        aligner = self._aligner(step)
+        refined = {layer: self.refine(layer, step.teacher.hidden[layer]) for layer in self.teacher_layers}
+        kd, outlier, info = [], [], []
+        for layer, student_layer in zip(self.teacher_layers, self.student_layers, strict=True):
+            student = aligner.align_student(step.student.hidden[student_layer])
+            kd.append(kd_loss(self.projectors[str(layer)](student), aligner.align_teacher(refined[layer])))
+            norms = patch_norms(self._teacher_patches(step, refined[layer]))
+            outlier.append(outlier_loss(norms, self.outlier_quantile, self.outlier_power))
+            info.append(self.info_loss(layer, refined, step))
+        terms = {"kd": kd, "outlier": outlier, "info": info}
+        before = [self._teacher_patches(step, step.teacher.hidden[layer]) for layer in self.teacher_layers]
+        after = [self._teacher_patches(step, refined[layer]) for layer in self.teacher_layers]
+        return ObjectiveOutput(
+            {f"loss_{name}": self.weights[name] * sum(values) / len(values) for name, values in terms.items()},
+            artifact_statistics(before, self.outlier_quantile, "before")
+            | artifact_statistics(after, self.outlier_quantile, "after"),
+        )
+
+    def refine(self, layer: int, hidden: Tensor) -> Tensor:
+        """F_l (B, N, d) -> F̂_l (B, N, d)."""
+        return self.teacher.blocks[layer].refine(hidden)
+
+    def _compares_next_block(self, layer: int) -> bool:
+        return layer + 1 < self.teacher.num_blocks
+
+    def _next_block(self, layer: int, refined: dict[int, Tensor], step: DistillationStep) -> Tensor:
+        """F̂_{l+1} = block l+1 applied to F̂_l, prefix tokens included in its input."""
+        return self.teacher.run_block(layer + 1, refined[layer], step.teacher.block_inputs, adapters=False)
+
+    def info_loss(self, layer: int, refined: dict[int, Tensor], step: DistillationStep) -> Tensor:
+        """L_info of one layer: Gram matrices of the next block's outputs, or of F̂ itself behind the last block."""
+        if self._compares_next_block(layer):
+            refined_output, output = self._next_block(layer, refined, step), step.teacher.hidden[layer + 1]
+        else:
+            refined_output, output = refined[layer], step.teacher.hidden[layer]
+        return gram_loss(self._teacher_patches(step, refined_output), self._teacher_patches(step, output))
+
+
+@register_objective
+class ReferenceSingerObjective(SingerObjective):
+    """SiNGER as the released code computes it (METHOD.md section 7).
+
+    L_outlier squares the excess norm; L_info is the plain MSE of the next block's outputs (prefix tokens included),
+    and for the last distilled layer, whichever block that is, the Gram matrix of F̂ against that of the F̂ one
+    distilled layer before. Layers are matched, and the adapter initialised, by the released code's rules.
+
+    Raises:
+        ValueError: fewer than two layers.
+    """
+
+    name = "singer_reference"
+    outlier_power = 2
+    default_layer_matching = "reference"
+    default_init_lora_weights = "reference"
+
+    def __init__(self, teacher, student, **kwargs):
+        super().__init__(teacher, student, **kwargs)
+        if len(self.teacher_layers) < 2:
+            raise ValueError(
+                f"singer_reference needs at least two teacher layers, got {self.teacher_layers}: its information loss "
+                "compares the last one with the one before."
+            )
+
+    def _compares_next_block(self, layer: int) -> bool:
+        return layer != self.teacher_layers[-1]
+
+    def info_loss(self, layer: int, refined: dict[int, Tensor], step: DistillationStep) -> Tensor:
+        if self._compares_next_block(layer):
+            return kd_loss(self._next_block(layer, refined, step), step.teacher.hidden[layer + 1])
+        previous = refined[self.teacher_layers[-2]]
+        return gram_loss(self._teacher_patches(step, refined[layer]), self._teacher_patches(step, previous))
+
+
+def check_quantile(quantile: float) -> None:
+    """Raises ValueError unless 0 < quantile < 1."""
+    if not 0 < quantile < 1:
+        raise ValueError(f"outlier_quantile must lie strictly between 0 and 1, got {quantile}.")

@@ -1,0 +1,132 @@
+"""ViTKD: mimicking of the first blocks and masked generation of the last."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..losses import full_precision
+from ..projectors import build_projector
+from ..sample_noise import sample_noise
+from .base import DistillationStep, Objective, ObjectiveOutput, artifact_statistics, register_objective
+from .singer import check_quantile
+
+
+@register_objective
+class ViTKDObjective(Objective):
+    """ViTKD (arXiv 2209.02432, its official form): `α Σ_l ‖A_l(F_S) − F_l‖² / B + (β/λ) ‖m ∘ (gen(F̃_S) − F_L)‖² / B`.
+
+    All but the last of `teacher_layers` are mimicked through linear maps A_l; for the last, a share λ of the student's
+    aligned patches is replaced by a mask token and two 3×3 convolutions generate the teacher's patches from the rest.
+    Patch tokens alone; sums over tokens and channels, mean over the batch. The projector's and generator's weights
+    train, unlike in the released code. Terms: `loss_mimicking`, `loss_generation`, weighted.
+
+    Args:
+        teacher, student, teacher_layers, student_layers, layer_matching: see [`Objective`].
+        mimicking_weight: α, 3e-5 officially.
+        generation_weight: β, 3e-6 officially.
+        mask_ratio: λ in (0, 1), 0.5 officially.
+        projector: a name in `PROJECTORS`.
+        outlier_quantile: quantile of the logged artifact statistics.
+    """
+
+    name = "vitkd"
+
+    def __init__(
+        self,
+        teacher,
+        student,
+        *,
+        teacher_layers,
+        student_layers=None,
+        layer_matching=None,
+        mimicking_weight: float = 3e-5,
+        generation_weight: float = 3e-6,
+        mask_ratio: float = 0.5,
+        projector: str = "linear",
+        outlier_quantile: float = 0.97,
+    ):
+        super().__init__(
+            teacher,
+            student,
+            teacher_layers=teacher_layers,
+            student_layers=student_layers,
+            layer_matching=layer_matching,
+        )
+        check_quantile(outlier_quantile)
+        if not 0 < mask_ratio < 1:
+            raise ValueError(f"mask_ratio must lie strictly between 0 and 1, got {mask_ratio}.")
+        self.mimicking_weight, self.generation_weight = mimicking_weight, generation_weight
+        self.mask_ratio, self.outlier_quantile = mask_ratio, outlier_quantile
+        widths = (student.hidden_size, teacher.hidden_size)
+        self.mimicking = nn.ModuleDict({str(t): build_projector(projector, *widths) for t in self.teacher_layers[:-1]})
+        self.align = build_projector(projector, *widths)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, teacher.hidden_size))
+        self.generation = nn.Sequential(
+            nn.Conv2d(teacher.hidden_size, teacher.hidden_size, kernel_size=3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(teacher.hidden_size, teacher.hidden_size, kernel_size=3, padding=1),
+        )
+
+    @classmethod
+    def default_teacher_layers(cls, num_blocks: int) -> list[int]:
+        """Blocks 0 and 1 are mimicked, the last is generated."""
+        return sorted({0, min(1, num_blocks - 1), num_blocks - 1})
+
+    @classmethod
+    def from_arguments(cls, teacher, student, args, teacher_layers):
+        return cls(
+            teacher,
+            student,
+            teacher_layers=teacher_layers,
+            student_layers=args.student_layers,
+            layer_matching=args.layer_matching,
+            mimicking_weight=args.vitkd_mimicking_weight,
+            generation_weight=args.vitkd_generation_weight,
+            mask_ratio=args.vitkd_mask_ratio,
+            projector=args.projector,
+            outlier_quantile=args.outlier_quantile,
+        )
+
+    def forward(self, step: DistillationStep) -> ObjectiveOutput:
+        aligner = self._aligner(step)
+        prefix = len(aligner.teacher_prefix)
+        students = [aligner.align_student(step.student.hidden[layer])[:, prefix:] for layer in self.student_layers]
+        teachers = [self._teacher_patches(step, step.teacher.hidden[layer]) for layer in self.teacher_layers]
+        mimicking = sum(
+            self._per_image_sum(self.mimicking[str(layer)](student) - teacher)
+            for layer, student, teacher in zip(self.teacher_layers[:-1], students, teachers, strict=False)
+        )
+        mask = self.mask(step, teachers[-1])
+        generated = self.generate(students[-1], mask, step.teacher.layout.grid)
+        generation = self._per_image_sum(mask * (generated - teachers[-1]))
+        return ObjectiveOutput(
+            {
+                "loss_mimicking": self.mimicking_weight * torch.as_tensor(mimicking, device=generation.device),
+                "loss_generation": self.generation_weight / self.mask_ratio * generation,
+            },
+            artifact_statistics(teachers[-1:], self.outlier_quantile, "before"),
+        )
+
+    def mask(self, step: DistillationStep, patches: Tensor) -> Tensor:
+        """(B, n, 1), 1 for masked patches: those whose noise ranks above the kept share of the image."""
+        batch, count = patches.shape[:2]
+        if step.sample_seeds is None:
+            noise = torch.rand(batch, count, device=patches.device)
+        else:
+            noise = sample_noise(step.sample_seeds, count)
+        return self.mask_from_noise(noise)
+
+    def mask_from_noise(self, noise: Tensor) -> Tensor:
+        """(B, n) noise -> (B, n, 1) mask."""
+        rank = noise.argsort(dim=1).argsort(dim=1)
+        return (rank >= int(noise.shape[1] * (1 - self.mask_ratio)))[..., None].to(self.mask_token.dtype)
+
+    def generate(self, student: Tensor, mask: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Student patches (B, n, d_S) -> generated teacher patches (B, n, d_T)."""
+        visible = torch.where(mask.bool(), self.mask_token, self.align(student))
+        maps = visible.transpose(1, 2).unflatten(2, grid)
+        return self.generation(maps).flatten(2).transpose(1, 2)
+
+    def _per_image_sum(self, difference: Tensor) -> Tensor:
+        return full_precision(difference).square().sum() / len(difference)
