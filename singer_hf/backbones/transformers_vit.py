@@ -13,8 +13,8 @@ from .contract import FeedForward, VisionBackbone, plain_block, register_backbon
 def linear_weights(w_in: nn.Linear, w_out: nn.Linear, norm: nn.Module, layer_scale: Tensor | None) -> FeedForward:
     """A [`FeedForward`] from two `nn.Linear` (whose weights are (out, in)) and the norm in front."""
     return FeedForward(
-        w_in=w_in.weight.T,
-        w_out=w_out.weight.T,
+        w_in=w_in.weight.detach().T,
+        w_out=w_out.weight.detach().T,
         norm_scale=getattr(norm, "weight", None),
         norm_centers=isinstance(norm, nn.LayerNorm),
         layer_scale=layer_scale,

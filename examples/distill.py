@@ -1,0 +1,196 @@
+"""Distills a large ViT into a small one.
+
+    accelerate launch examples/distill.py
+        without arguments: everything on scikit-learn's digits, no network needed (see digits_demo.py)
+
+    accelerate launch examples/distill.py --teacher google/vit-large-patch16-224 --student tiny \
+        --dataset ./images --output_dir runs/vit-l-to-t
+
+    accelerate launch examples/distill.py --config examples/configs/vit_l_to_vit_t.yaml --dataset ILSVRC/imagenet-1k
+
+A config file holds any of the options below; options on the command line win over it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Optional
+
+import yaml
+from transformers import AutoImageProcessor, HfArgumentParser, set_seed
+
+from singer_hf import (
+    STUDENT_SIZES,
+    DistillationArguments,
+    DistillationTrainer,
+    NullspaceLoraConfig,
+    build_student,
+    estimate_run,
+    load_vision_model,
+)
+from singer_hf.data import find_image_column, find_label_column, load_images
+from singer_hf.objectives import objective_class
+
+
+@dataclass
+class ScriptArguments:
+    """Models, data and adapter of a run."""
+
+    teacher: Optional[str] = field(default=None, metadata={"help": "Teacher: Hub id (timm's too) or local folder."})
+    teacher_revision: Optional[str] = field(default=None, metadata={"help": "Branch, tag or commit of the teacher."})
+    teacher_dtype: str = field(default="float32", metadata={"help": "Precision of the teacher's weights."})
+    student: str = field(
+        default="tiny",
+        metadata={"help": f"{', '.join(STUDENT_SIZES)}: from scratch in the teacher's family; else Hub id or folder."},
+    )
+    student_revision: Optional[str] = field(default=None, metadata={"help": "Branch, tag or commit of the student."})
+    dataset: Optional[str] = field(
+        default=None, metadata={"help": "Images: Hub id, image folder, parquet file, folder or glob."}
+    )
+    dataset_config: Optional[str] = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
+    dataset_revision: Optional[str] = field(default=None, metadata={"help": "Branch, tag or commit of a Hub dataset."})
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    eval_dataset: Optional[str] = field(
+        default=None, metadata={"help": "Held-out images, where they are not a split of dataset."}
+    )
+    eval_split: Optional[str] = field(
+        default=None, metadata={"help": "Held-out split; needed for eval_strategy, best checkpoint, early stopping."}
+    )
+    streaming: bool = field(default=False, metadata={"help": "Stream the training images; needs max_steps."})
+    max_train_samples: Optional[int] = field(default=None, metadata={"help": "Use only so many training images."})
+    max_eval_samples: Optional[int] = field(default=None, metadata={"help": "Use only so many held-out images."})
+    lora_r: int = field(default=64, metadata={"help": "Rank r of the adapter (paper: 64)."})
+    lora_alpha: Optional[int] = field(default=None, metadata={"help": "Scale of the adapter; default: r."})
+    init_lora_weights: Optional[str] = field(
+        default=None,
+        metadata={"help": "nullspace, random or reference; default: what the objective goes with."},
+    )
+    fold_layer_norm: bool = field(
+        default=False, metadata={"help": "Fold LayerNorm's scale and LayerScale into the nullspace's surrogate."}
+    )
+    early_stopping_patience: Optional[int] = field(
+        default=None, metadata={"help": "Stop after so many evaluations without a better metric_for_best_model."}
+    )
+    dry_run: bool = field(
+        default=False, metadata={"help": "Print layer mapping, parameters, memory and time of the run, and stop."}
+    )
+
+
+def parse_arguments(argv: list[str]) -> tuple[ScriptArguments, DistillationArguments]:
+    """Options from a `--config` file (YAML or JSON), overridden by the command line. Unknown options are errors."""
+    head = argparse.ArgumentParser(add_help=False)
+    head.add_argument("--config")
+    config_file, rest = head.parse_known_args(argv)
+    parser = HfArgumentParser(
+        (ScriptArguments, DistillationArguments),
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", help="YAML or JSON file with any of these options.")
+    if config_file.config is not None:
+        options = yaml.safe_load(Path(config_file.config).read_text(encoding="utf-8")) or {}
+        known = {action.dest for action in parser._actions}
+        unknown = sorted(set(options) - known)
+        if unknown:
+            parser.error(f"{config_file.config} has unknown options: {', '.join(unknown)}")
+        parser.set_defaults(**options)
+    script, args, *_ = parser.parse_args_into_dataclasses(rest, look_for_args_file=False)
+    return script, args
+
+
+def load_data(script: ScriptArguments, args: DistillationArguments):
+    """Training images and, where an evaluation split is named, held-out ones."""
+    train = load_images(
+        script.dataset,
+        split=script.train_split,
+        config_name=script.dataset_config,
+        revision=script.dataset_revision,
+        streaming=script.streaming,
+        max_samples=script.max_train_samples,
+    )
+    if script.eval_split is None and script.eval_dataset is None:
+        return train, None
+    held_out = load_images(
+        script.eval_dataset or script.dataset,
+        split=script.eval_split or script.train_split,
+        config_name=script.dataset_config,
+        revision=script.dataset_revision,
+        max_samples=script.max_eval_samples,
+    )
+    return train, held_out
+
+
+def build_trainer(script: ScriptArguments, args: DistillationArguments) -> DistillationTrainer:
+    """Models, data and trainer of a run."""
+    set_seed(args.seed)
+    teacher = load_vision_model(script.teacher, revision=script.teacher_revision, dtype=script.teacher_dtype)
+    teacher_processor = AutoImageProcessor.from_pretrained(script.teacher, revision=script.teacher_revision)
+    if script.student in STUDENT_SIZES:
+        student, student_processor = build_student(teacher.config, script.student), teacher_processor
+    else:
+        student = load_vision_model(script.student, revision=script.student_revision, dtype="float32")
+        student_processor = AutoImageProcessor.from_pretrained(script.student, revision=script.student_revision)
+    train, held_out = load_data(script, args)
+    args.image_column = find_image_column(train, wanted=args.image_column)
+    objective = objective_class(args.objective)
+    adapter = None
+    if objective.uses_adapter:
+        adapter = NullspaceLoraConfig(
+            r=script.lora_r,
+            lora_alpha=script.lora_alpha,
+            layers_to_transform=args.teacher_layers,
+            init_lora_weights=script.init_lora_weights or objective.default_init_lora_weights,
+            fold_layer_norm=script.fold_layer_norm,
+        )
+    callbacks = []
+    if script.early_stopping_patience is not None:
+        from transformers import EarlyStoppingCallback
+
+        callbacks.append(EarlyStoppingCallback(script.early_stopping_patience))
+    return DistillationTrainer(
+        student,
+        teacher,
+        args,
+        train_dataset=train,
+        eval_dataset=held_out,
+        processing_class=student_processor,
+        teacher_processing_class=teacher_processor,
+        peft_config=adapter,
+        callbacks=callbacks,
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    script, args = parse_arguments(sys.argv[1:] if argv is None else argv)
+    if script.teacher is None and script.dataset is None:
+        from digits_demo import run_demo
+
+        run_demo(args)
+        return
+    if script.teacher is None or script.dataset is None:
+        missing = "--teacher" if script.teacher is None else "--dataset"
+        raise SystemExit(f"{missing} is missing. Without both, the built-in demonstration runs.")
+    trainer = build_trainer(script, args)
+    if script.dry_run:
+        if trainer.is_world_process_zero():
+            print(estimate_run(trainer))
+        return
+    result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.save_model()
+    trainer.save_state()
+    metrics = result.metrics
+    if trainer.eval_dataset is not None:
+        metrics |= trainer.evaluate()
+    trainer.log_metrics("all", metrics)
+    if trainer.is_world_process_zero():
+        Path(args.output_dir, "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
+    if args.push_to_hub:
+        trainer.push_to_hub()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""Training arguments: Trainer's own, with the paper's recipe as defaults, and the objectives' options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Optional, Union
+
+from transformers import TrainingArguments
+
+from .layers import LAYER_MATCHINGS
+from .objectives import objective_class
+from .objectives.singer import check_quantile
+from .projectors import PROJECTORS
+
+NORMALIZATIONS = ("own", "imagenet")
+
+
+@dataclass
+class DistillationArguments(TrainingArguments):
+    """`TrainingArguments` for [`DistillationTrainer`].
+
+    Defaults that differ from Trainer's are the paper's recipe (METHOD.md section 5): AdamW at 1e-3, weight decay 1e-4
+    on all parameters, no clipping, 100 epochs of which 5 % warm up, cosine to 1e-4 of the peak. The paper's batch is
+    512 in all processes together.
+
+    Raises:
+        ValueError: an option outside its range or registry; the message says what was expected.
+    """
+
+    # -- the paper's recipe -------------------------------------------------------------------------------------------
+    learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of AdamW (paper: 1e-3)."})
+    weight_decay: float = field(default=1e-4, metadata={"help": "Weight decay (paper: 1e-4)."})
+    decay_all_parameters: bool = field(
+        default=True,
+        metadata={"help": "Decay biases and norms too, as the paper does. False: Trainer's own choice, without them."},
+    )
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Gradient clipping; 0 clips nothing (paper)."})
+    num_train_epochs: float = field(default=100.0, metadata={"help": "Epochs (paper: 100)."})
+    warmup_steps: float = field(
+        default=0.05, metadata={"help": "Warm-up steps, or below 1 their share of all steps (paper: 5 of 100 epochs)."}
+    )
+    lr_scheduler_type: str = field(
+        default="cosine_with_min_lr", metadata={"help": "Schedule (paper: cosine to 1e-4 of the peak)."}
+    )
+    lr_scheduler_kwargs: Optional[Union[dict[str, Any], str]] = field(
+        default=None,
+        metadata={"help": "Options of the schedule; default with cosine_with_min_lr: {'min_lr_rate': 1e-4} (paper)."},
+    )
+
+    # -- objective ----------------------------------------------------------------------------------------------------
+    objective: str = field(
+        default="singer", metadata={"help": "What is minimised: singer, singer_reference, fitnet or vitkd."}
+    )
+    teacher_layers: Optional[list[int]] = field(
+        default=None,
+        metadata={"help": "Distilled teacher blocks, 0-based. Default: the objective's, e.g. 17 and 23 of 24 (singer)."},
+    )
+    student_layers: Optional[list[int]] = field(
+        default=None, metadata={"help": "The student block of each, in order. Default: matched by relative depth."}
+    )
+    layer_matching: Optional[str] = field(
+        default=None,
+        metadata={"help": "Rule of that matching, paper or reference. Default: the objective's own."},
+    )
+    kd_weight: float = field(default=1.0, metadata={"help": "singer: λ_kd (paper: 1.0)."})
+    outlier_weight: float = field(default=0.01, metadata={"help": "singer: λ_outlier (paper: 0.01)."})
+    info_weight: float = field(default=1.0, metadata={"help": "singer: λ_info (paper: 1.0)."})
+    outlier_quantile: float = field(
+        default=0.97, metadata={"help": "α: patches with a norm above this quantile of their image are outliers (0.97)."}
+    )
+    projector: str = field(
+        default="linear", metadata={"help": "Student to teacher width: linear (paper), or identity at equal widths."}
+    )
+    vitkd_mimicking_weight: float = field(default=3e-5, metadata={"help": "vitkd: α (official: 3e-5)."})
+    vitkd_generation_weight: float = field(default=3e-6, metadata={"help": "vitkd: β (official: 3e-6)."})
+    vitkd_mask_ratio: float = field(default=0.5, metadata={"help": "vitkd: λ, share of masked patches (0.5)."})
+
+    # -- images -------------------------------------------------------------------------------------------------------
+    image_column: str = field(default="image", metadata={"help": "Column of the images."})
+    label_column: Optional[str] = field(
+        default=None, metadata={"help": "Column of integer labels in the evaluation split, for its k-NN accuracy."}
+    )
+    image_size: Optional[int] = field(
+        default=None,
+        metadata={"help": "Side of both models' square input. Default: each model's own image processor's size."},
+    )
+    normalization: str = field(
+        default="own",
+        metadata={
+            "help": "own: each model sees pixels normalised as its image processor says; imagenet: ImageNet's mean "
+            "and deviation for both, as the released code does. The student is saved with what it was trained with."
+        },
+    )
+    min_crop_scale: float = field(default=0.08, metadata={"help": "Least area of RandomResizedCrop (0.08)."})
+    flip_probability: float = field(default=0.5, metadata={"help": "Probability of a horizontal flip (0.5)."})
+    skip_corrupt_images: bool = field(
+        default=False, metadata={"help": "Skip and count images that cannot be decoded; otherwise the first one stops."}
+    )
+    shuffle_buffer_size: int = field(
+        default=10_000, metadata={"help": "Streamed data: images in the shuffle buffer (0: no shuffling)."}
+    )
+    knn_neighbors: int = field(default=20, metadata={"help": "k of the evaluation's k-NN accuracy."})
+
+    # -- what Trainer's defaults get wrong here -----------------------------------------------------------------------
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Must stay False: Trainer would drop the image column."}
+    )
+    dataloader_drop_last: bool = field(
+        default=True,
+        metadata={"help": "Drop the last, smaller training batch, so that every step is a mean over as many images."},
+    )
+    logging_steps: float = field(default=50, metadata={"help": "Steps between two log entries."})
+
+    def __post_init__(self):
+        self.warmup_steps = float(self.warmup_steps)
+        if self.lr_scheduler_kwargs is None and str(self.lr_scheduler_type) == "cosine_with_min_lr":
+            self.lr_scheduler_kwargs = {"min_lr_rate": 1e-4}
+        # Trainer's filter replaces a NaN loss in the log by the mean of earlier ones; here a NaN stops the run.
+        self.logging_nan_inf_filter = False
+        if self.metric_for_best_model is not None and self.greater_is_better is None:
+            # Trainer takes only names that end in "loss" as lower-is-better.
+            self.greater_is_better = not self.metric_for_best_model.endswith(("loss", "distance"))
+        super().__post_init__()
+        self._validate()
+
+    def _validate(self) -> None:
+        objective_class(self.objective)
+        check_quantile(self.outlier_quantile)
+        _one_of("projector", self.projector, PROJECTORS)
+        _one_of("normalization", self.normalization, NORMALIZATIONS)
+        if self.layer_matching is not None:
+            _one_of("layer_matching", self.layer_matching, LAYER_MATCHINGS)
+        for name in ("kd_weight", "outlier_weight", "info_weight", "vitkd_mimicking_weight", "vitkd_generation_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+        for name in ("min_crop_scale", "vitkd_mask_ratio"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in (0, 1], got {getattr(self, name)}.")
+        if not 0 <= self.flip_probability <= 1:
+            raise ValueError(f"flip_probability must lie in [0, 1], got {self.flip_probability}.")
+        for name in ("knn_neighbors", "image_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}.")
+        if self.shuffle_buffer_size < 0:
+            raise ValueError(f"shuffle_buffer_size must not be negative, got {self.shuffle_buffer_size}.")
+        if self.remove_unused_columns:
+            raise ValueError("remove_unused_columns=True would drop the image column: leave it False.")
+
+
+def _one_of(option: str, value: str, known) -> None:
+    if value not in known:
+        raise ValueError(f"{option}={value!r} is not known: expected one of {', '.join(known)}.")
+
+

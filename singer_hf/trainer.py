@@ -1,0 +1,314 @@
+"""`DistillationTrainer`: transformers' Trainer over a [`Distiller`]. It wires parts together; formulas live elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import (
+    AutoImageProcessor,
+    EvalPrediction,
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    set_seed,
+)
+
+from .adapter import NullspaceLoraConfig
+from .arguments import DistillationArguments
+from .backbones import load_vision_model
+from .checkpoint import load_distillation, save_distillation
+from .data import (
+    DistillationDataset,
+    EpochSampler,
+    PixelNormalization,
+    StreamingDistillationDataset,
+    eval_transform,
+    input_size,
+    processor_for,
+    train_transform,
+)
+from .distiller import Distiller
+from .objectives.build import build_objective
+from .running_mean import RunningMean
+from .scores import knn_accuracy
+
+logger = logging.getLogger(__name__)
+
+
+class DistillationTrainer(Trainer):
+    """Distills a ViT teacher into a ViT student.
+
+    Paper: SiNGER (ICLR 2026, arXiv 2509.20986). `trainer.model` is a [`Distiller`]; `trainer.student` is the plain
+    student that is saved, with its image processor, at the root of every checkpoint.
+
+    Args:
+        model: the student, or its Hub id or folder.
+        teacher_model: the teacher, or its Hub id or folder; a `PeftModel` continues with the adapter it carries.
+        args: recipe and objective.
+        train_dataset: a `datasets.Dataset`, a streamed `datasets.IterableDataset`, or a map-style torch dataset, with
+            images in `args.image_column`. Images are augmented by (seed, epoch, sample) alone.
+        eval_dataset: held-out images. Scored by `eval_gram_distance` (no labels needed), the loss terms, and with
+            `args.label_column` by `eval_knn_accuracy`; any of them can be `metric_for_best_model`.
+        processing_class: the student's image processor; default: the one in its repository, else the teacher's.
+        teacher_processing_class: the teacher's; default: the one in its repository.
+        peft_config: the adapter; default: `NullspaceLoraConfig(layers_to_transform=args.teacher_layers)`.
+        compute_metrics, callbacks, optimizers: as in `Trainer`; `compute_metrics` replaces the scores above and gets
+            `(embeddings (n, d_S), gram distances (n,), …)` as predictions.
+
+    Raises:
+        ValueError: whatever can be known before the first step: layers, ranks, columns, empty data, unknown families.
+        FloatingPointError: a loss that is not finite, before it reaches the weights.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | str,
+        teacher_model: nn.Module | str,
+        args: DistillationArguments | None = None,
+        *,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        teacher_processing_class: Any = None,
+        peft_config: NullspaceLoraConfig | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple = (None, None),
+    ):
+        args = DistillationArguments("distillation_output") if args is None else args
+        _require_one_world(args)
+        set_seed(args.seed)  # before projectors and adapter draw their weights
+        student = load_vision_model(model) if isinstance(model, str) else model
+        teacher = load_vision_model(teacher_model) if isinstance(teacher_model, str) else teacher_model
+        teacher_processor = teacher_processing_class or _own_processor(teacher)
+        student_processor = processing_class or _own_processor(student) or teacher_processor
+        if teacher_processor is None:
+            teacher_processor = student_processor
+        if teacher_processor is None:
+            raise ValueError(
+                "Neither model comes with an image processor: pass teacher_processing_class (and processing_class for "
+                "the student, where it differs)."
+            )
+        teacher_processor = _adjusted_processor(teacher_processor, args)
+        student_processor = _adjusted_processor(student_processor, args)
+        self.teacher_size, self.student_size = input_size(teacher_processor), input_size(student_processor)
+
+        objective, teacher = build_objective(teacher, student, args, peft_config)
+        distiller = Distiller(
+            teacher,
+            student,
+            objective,
+            teacher_normalization=PixelNormalization.from_image_processor(teacher_processor),
+            student_normalization=PixelNormalization.from_image_processor(student_processor),
+        )
+        self.untrained = distiller.freeze_unused(self.student_size, self.teacher_size)
+        """Parameters of the student that the objective never reaches, and that keep their initial values."""
+
+        self._epoch_aware: list[Any] = []  # samplers and streams of the training data
+        self._train_means, self._eval_means = RunningMean(), RunningMean()
+        self.num_corrupt_images = 0
+        super().__init__(
+            model=distiller,
+            args=args,
+            train_dataset=self._training_data(train_dataset, args),
+            eval_dataset=self._evaluation_data(eval_dataset, args),
+            processing_class=student_processor,
+            compute_metrics=compute_metrics or self._scores,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        self.label_names = ["labels"]
+        self.add_callback(_SetEpoch(self._epoch_aware))
+
+    @property
+    def student(self) -> PreTrainedModel:
+        """The plain student."""
+        return self.model.student
+
+    @property
+    def teacher(self) -> nn.Module:
+        """The frozen teacher; a `PeftModel` where the objective trains an adapter."""
+        return self.model.teacher
+
+    # -- data ---------------------------------------------------------------------------------------------------------
+    def _training_data(self, dataset: Any, args: DistillationArguments) -> Any:
+        if dataset is None:
+            return None
+        transforms = {
+            size: train_transform(size, min_scale=args.min_crop_scale, flip=args.flip_probability)
+            for size in {self.student_size, self.teacher_size}
+        }
+        options = self._view_options(transforms) | {
+            "image_column": args.image_column,
+            "seed": args.data_seed if args.data_seed is not None else args.seed,
+            "skip_corrupt_images": args.skip_corrupt_images,
+        }
+        if isinstance(dataset, torch.utils.data.IterableDataset):
+            stream = StreamingDistillationDataset(dataset, shuffle_buffer_size=args.shuffle_buffer_size, **options)
+            self._epoch_aware.append(stream)
+            return stream
+        images = DistillationDataset(dataset, **options)
+        batch = args.train_batch_size * args.world_size
+        if args.dataloader_drop_last and len(images) < batch:
+            raise ValueError(
+                f"{len(images)} training images do not fill one batch of {batch}: lower per_device_train_batch_size."
+            )
+        return images
+
+    def _evaluation_data(self, dataset: Any, args: DistillationArguments) -> Any:
+        if dataset is None:
+            return None
+        if isinstance(dataset, dict):
+            return {name: self._evaluation_data(part, args) for name, part in dataset.items()}
+        if isinstance(dataset, torch.utils.data.IterableDataset):
+            raise ValueError(
+                "Evaluation needs a fixed set of images: take one from the stream, e.g. "
+                "datasets.Dataset.from_list(list(stream.take(1000)))."
+            )
+        transforms = {size: eval_transform(size) for size in {self.student_size, self.teacher_size}}
+        return DistillationDataset(
+            dataset,
+            **self._view_options(transforms),
+            image_column=args.image_column,
+            label_column=args.label_column,
+            seed=args.seed,
+            skip_corrupt_images=args.skip_corrupt_images,
+        )
+
+    def _view_options(self, transforms: dict) -> dict[str, Any]:
+        same = self.teacher_size == self.student_size
+        return {
+            "transform": transforms[self.student_size],
+            "teacher_transform": None if same else transforms[self.teacher_size],
+        }
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if isinstance(dataset, torch.utils.data.IterableDataset):
+            return None
+        sampler = EpochSampler(len(dataset), seed=dataset.seed)
+        self._epoch_aware.append(sampler)
+        return sampler
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        # dataloader_drop_last is meant for training; Trainer would drop evaluation images too.
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = drop_last
+
+    # -- training -----------------------------------------------------------------------------------------------------
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        if self.args.decay_all_parameters:
+            return [name for name, _ in model.named_parameters()]
+        return super().get_decay_parameter_names(model)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        outputs = model(**{key: value for key, value in inputs.items() if key not in ("labels", "corrupt")})
+        loss, terms = outputs["loss"], outputs["terms"]
+        if not torch.isfinite(loss):
+            values = ", ".join(f"{name} = {value.item():g}" for name, value in terms.items())
+            raise FloatingPointError(
+                f"The loss is {loss.item()} at step {self.state.global_step} ({values}); the weights are those of the "
+                "step before. Lower learning_rate, train in bf16 or float32 in place of fp16, or look at the images of "
+                "this step."
+            )
+        means = self._train_means if model.training else self._eval_means
+        means.add({**terms, **outputs["statistics"]}, weight=len(inputs["pixel_values"]))
+        if "corrupt" in inputs:
+            means.count("corrupt_images", inputs["corrupt"].sum())
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:  # a training entry, which every process writes
+            means, counts = self._train_means.pop(self.accelerator)
+            self.num_corrupt_images += int(counts.pop("corrupt_images", 0))
+            logs |= means
+            if self.num_corrupt_images:
+                logs["corrupt_images"] = self.num_corrupt_images
+        super().log(logs, start_time)
+
+    # -- evaluation ---------------------------------------------------------------------------------------------------
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+        if prediction_loss_only:
+            return loss, None, None
+        labels = inputs.get("labels")
+        if labels is None:
+            labels = torch.full((len(inputs["pixel_values"]),), -1, device=loss.device)
+        return loss, (outputs["embedding"], outputs["gram_distance"]), labels
+
+    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        means, _ = self._eval_means.pop(self.accelerator)
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
+        return output
+
+    def _scores(self, prediction: EvalPrediction) -> dict[str, float]:
+        embeddings, distances = prediction.predictions
+        scores = {"gram_distance": float(np.mean(distances))}
+        labels = torch.as_tensor(prediction.label_ids)
+        if (labels >= 0).all():
+            embeddings = torch.as_tensor(embeddings)
+            scores["knn_accuracy"] = knn_accuracy(embeddings, labels, neighbors=self.args.knn_neighbors)
+        return scores
+
+    # -- checkpoints --------------------------------------------------------------------------------------------------
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        output_dir = self.args.output_dir if output_dir is None else output_dir
+        if not self.args.should_save:
+            return
+        save_distillation(self.model, output_dir, state_dict)
+        self.processing_class.save_pretrained(output_dir)
+        # In place of Trainer's pickled training_args.bin: readable, and nothing to unpickle. Tokens are left out.
+        with open(os.path.join(output_dir, "training_args.json"), "w", encoding="utf-8") as file:
+            file.write(self.args.to_json_string())
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        load_distillation(self.model, resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        logger.info("Loading the best checkpoint %s", self.state.best_model_checkpoint)
+        load_distillation(self.model, self.state.best_model_checkpoint)
+
+
+class _SetEpoch(TrainerCallback):
+    """Tells samplers and streams the epoch; accelerate's own set_epoch stops at wrapped batch samplers."""
+
+    def __init__(self, targets: list[Any]):
+        self.targets = targets
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        for target in self.targets:
+            target.set_epoch(int(state.epoch or 0))
+
+
+def _own_processor(model: nn.Module) -> Any:
+    name = getattr(getattr(model, "config", None), "name_or_path", "")
+    return AutoImageProcessor.from_pretrained(name) if name else None
+
+
+def _adjusted_processor(processor: Any, args: DistillationArguments) -> Any:
+    size = None if args.image_size is None else (args.image_size, args.image_size)
+    normalization = PixelNormalization.imagenet() if args.normalization == "imagenet" else None
+    return processor_for(processor, size=size, normalization=normalization)
+
+
+def _require_one_world(args: DistillationArguments) -> None:
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if launched != args.world_size:
+        raise ValueError(
+            f"{launched} processes were launched but they do not see each other (world size {args.world_size}), so "
+            "each would train alone. On CPU set use_cpu: true in the arguments (or ACCELERATE_USE_CPU=true) and launch "
+            "with `accelerate launch --multi_gpu --num_processes N`."
+        )
