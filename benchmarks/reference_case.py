@@ -91,9 +91,9 @@ def run_case(path: str, variant: str = "reference", dtype: torch.dtype = torch.f
         info_weight=1.0,
         outlier_quantile=meta["outlier_quantile"],
     ).to(dtype)
-    fitnet = FitNetObjective(
-        teacher, student, teacher_layers=layers, student_layers=meta.get("student_layers")
-    ).to(dtype)
+    fitnet = FitNetObjective(teacher, student, teacher_layers=layers, student_layers=meta.get("student_layers")).to(
+        dtype
+    )
     projectors = under(tensors, "projector.")
     objective.projectors.load_state_dict(projectors)
     fitnet.projectors.load_state_dict(projectors)

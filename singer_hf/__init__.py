@@ -5,6 +5,7 @@ makes PEFT know the adapter, so that `PeftModel.from_pretrained` loads it.
 """
 
 from .adapter import NullspaceLoraConfig
+from .arguments import DistillationArguments
 from .backbones import (
     STUDENT_SIZES,
     StudentSize,
@@ -15,7 +16,33 @@ from .backbones import (
     supported_model_types,
     vision_backbone,
 )
+from .checkpoint import CheckpointError, load_distillation, save_distillation
+from .distiller import Distiller
+from .dry_run import RunEstimate, estimate_run
 from .objectives import OBJECTIVES, Objective, register_objective
+from .trainer import DistillationTrainer
 
 __version__ = "0.1.0"
 
+__all__ = [
+    "OBJECTIVES",
+    "STUDENT_SIZES",
+    "CheckpointError",
+    "DistillationArguments",
+    "DistillationTrainer",
+    "Distiller",
+    "NullspaceLoraConfig",
+    "Objective",
+    "RunEstimate",
+    "StudentSize",
+    "VisionBackbone",
+    "build_student",
+    "estimate_run",
+    "load_distillation",
+    "load_vision_model",
+    "register_backbone",
+    "register_objective",
+    "save_distillation",
+    "supported_model_types",
+    "vision_backbone",
+]

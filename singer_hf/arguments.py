@@ -53,7 +53,7 @@ class DistillationArguments(TrainingArguments):
     )
     teacher_layers: Optional[list[int]] = field(
         default=None,
-        metadata={"help": "Distilled teacher blocks, 0-based. Default: the objective's, e.g. 17 and 23 of 24 (singer)."},
+        metadata={"help": "Distilled teacher blocks, 0-based. Default: the objective's, for singer 17 and 23 of 24."},
     )
     student_layers: Optional[list[int]] = field(
         default=None, metadata={"help": "The student block of each, in order. Default: matched by relative depth."}
@@ -66,7 +66,8 @@ class DistillationArguments(TrainingArguments):
     outlier_weight: float = field(default=0.01, metadata={"help": "singer: λ_outlier (paper: 0.01)."})
     info_weight: float = field(default=1.0, metadata={"help": "singer: λ_info (paper: 1.0)."})
     outlier_quantile: float = field(
-        default=0.97, metadata={"help": "α: patches with a norm above this quantile of their image are outliers (0.97)."}
+        default=0.97,
+        metadata={"help": "α: patches above this quantile of their image's norms are outliers (paper: 0.97)."},
     )
     projector: str = field(
         default="linear", metadata={"help": "Student to teacher width: linear (paper), or identity at equal widths."}
@@ -94,7 +95,7 @@ class DistillationArguments(TrainingArguments):
     min_crop_scale: float = field(default=0.08, metadata={"help": "Least area of RandomResizedCrop (0.08)."})
     flip_probability: float = field(default=0.5, metadata={"help": "Probability of a horizontal flip (0.5)."})
     skip_corrupt_images: bool = field(
-        default=False, metadata={"help": "Skip and count images that cannot be decoded; otherwise the first one stops."}
+        default=False, metadata={"help": "Skip and count images that cannot be decoded; else the first one stops."}
     )
     shuffle_buffer_size: int = field(
         default=10_000, metadata={"help": "Streamed data: images in the shuffle buffer (0: no shuffling)."}
@@ -130,7 +131,8 @@ class DistillationArguments(TrainingArguments):
         _one_of("normalization", self.normalization, NORMALIZATIONS)
         if self.layer_matching is not None:
             _one_of("layer_matching", self.layer_matching, LAYER_MATCHINGS)
-        for name in ("kd_weight", "outlier_weight", "info_weight", "vitkd_mimicking_weight", "vitkd_generation_weight"):
+        weights = ("kd_weight", "outlier_weight", "info_weight", "vitkd_mimicking_weight", "vitkd_generation_weight")
+        for name in weights:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
         for name in ("min_crop_scale", "vitkd_mask_ratio"):
@@ -151,5 +153,3 @@ class DistillationArguments(TrainingArguments):
 def _one_of(option: str, value: str, known) -> None:
     if value not in known:
         raise ValueError(f"{option}={value!r} is not known: expected one of {', '.join(known)}.")
-
-

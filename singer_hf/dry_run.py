@@ -54,7 +54,8 @@ class RunEstimate:
         lines += [f"Memory of one process at {self.batch_size} images (estimate)"]
         lines += [f"  {name:<22}{size / 2**20:>11,.1f} MiB" for name, size in self.memory.items()]
         lines += [f"  {'sum':<22}{sum(self.memory.values()) / 2**20:>11,.1f} MiB"]
-        lines += [f"Time (measured on one batch of random pixels, without data loading): {self.step_seconds:.3f} s a batch"]
+        lines.append("Time (measured on one batch of random pixels, without data loading)")
+        lines.append(f"  {self.step_seconds:.3f} s a batch")
         if self.steps is None:
             lines.append("  number of steps unknown: streamed data need max_steps")
         else:

@@ -36,7 +36,7 @@ def linear_surrogate(feed_forward: FeedForward, *, fold_layer_norm: bool = False
 
 
 def surrogate_layer(layer: int, num_blocks: int) -> int:
-    """The block whose surrogate a refinement at `layer` must not disturb: the next one; the last block's is its own."""
+    """The block whose surrogate a refinement at `layer` must not disturb: the next, or for the last block its own."""
     return min(layer + 1, num_blocks - 1)
 
 

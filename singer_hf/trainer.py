@@ -1,4 +1,4 @@
-"""`DistillationTrainer`: transformers' Trainer over a [`Distiller`]. It wires parts together; formulas live elsewhere."""
+"""`DistillationTrainer`: transformers' Trainer over a [`Distiller`]. Formulas live elsewhere."""
 
 from __future__ import annotations
 
@@ -218,8 +218,8 @@ class DistillationTrainer(Trainer):
             values = ", ".join(f"{name} = {value.item():g}" for name, value in terms.items())
             raise FloatingPointError(
                 f"The loss is {loss.item()} at step {self.state.global_step} ({values}); the weights are those of the "
-                "step before. Lower learning_rate, train in bf16 or float32 in place of fp16, or look at the images of "
-                "this step."
+                "step before. Lower learning_rate, train in bf16 or float32 in place of fp16, or look at this step's "
+                "images."
             )
         means = self._train_means if model.training else self._eval_means
         means.add({**terms, **outputs["statistics"]}, weight=len(inputs["pixel_values"]))
@@ -309,6 +309,6 @@ def _require_one_world(args: DistillationArguments) -> None:
     if launched != args.world_size:
         raise ValueError(
             f"{launched} processes were launched but they do not see each other (world size {args.world_size}), so "
-            "each would train alone. On CPU set use_cpu: true in the arguments (or ACCELERATE_USE_CPU=true) and launch "
-            "with `accelerate launch --multi_gpu --num_processes N`."
+            "each would train alone. On CPU set ACCELERATE_USE_CPU=true and launch with "
+            "`accelerate launch --multi_gpu --num_processes N`."
         )

@@ -176,9 +176,7 @@ def test_several_named_adapters(teacher):
 
 
 def test_a_rank_for_each_layer(teacher):
-    model = get_peft_model(
-        teacher, NullspaceLoraConfig(r=8, layers_to_transform=[1, 3], rank_pattern={"layers.1": 2})
-    )
+    model = get_peft_model(teacher, NullspaceLoraConfig(r=8, layers_to_transform=[1, 3], rank_pattern={"layers.1": 2}))
     blocks = vision_backbone(model).blocks
     assert blocks[1].lora_A["default"].weight.shape == (2, 32)
     assert blocks[1].scaling["default"] == blocks[3].scaling["default"] == 1.0
@@ -202,7 +200,7 @@ def saved(tmp_path, teacher):
 
 LOADERS = {
     "peft": "PeftModel.from_pretrained(AutoModel.from_pretrained(teacher), adapter)",
-    "peft_low_memory": "PeftModel.from_pretrained(AutoModel.from_pretrained(teacher), adapter, low_cpu_mem_usage=True)",
+    "peft_lazy": "PeftModel.from_pretrained(AutoModel.from_pretrained(teacher), adapter, low_cpu_mem_usage=True)",
     "transformers": "AutoModel.from_pretrained(adapter)",
 }
 

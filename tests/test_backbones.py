@@ -73,6 +73,11 @@ def _open_gate(mlp):
     if hasattr(mlp, "gate_proj"):
         nn.init.zeros_(mlp.gate_proj.weight)
         nn.init.ones_(mlp.gate_proj.bias)
+    elif hasattr(mlp, "weights_in"):  # transformers before 5.23
+        half = mlp.weights_in.weight.shape[0] // 2
+        with torch.no_grad():
+            mlp.weights_in.weight[:half] = 0
+            mlp.weights_in.bias[:half] = 1.2784645427610738  # silu of it is one
     else:  # timm's packed GLU
         half = mlp.fc1.weight.shape[0] // 2
         gate = slice(half, None) if mlp.gate_last else slice(None, half)

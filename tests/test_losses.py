@@ -55,9 +55,7 @@ def test_gram_loss_sees_directions_alone():
     patches = torch.randn(2, 5, 7)
     assert gram_loss(patches, 3.0 * patches).item() == pytest.approx(0, abs=1e-12)
     other = torch.randn(2, 5, 3)
-    torch.testing.assert_close(
-        gram_loss(patches, other), ((gram_matrix(patches) - gram_matrix(other)) ** 2).mean()
-    )
+    torch.testing.assert_close(gram_loss(patches, other), ((gram_matrix(patches) - gram_matrix(other)) ** 2).mean())
 
 
 def test_gram_distance_is_the_frobenius_norm_over_patches():

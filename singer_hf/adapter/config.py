@@ -68,7 +68,7 @@ class NullspaceLoraConfig(LoraConfig):
         default="nullspace",
         metadata={
             "help": "'nullspace': the r smallest left singular vectors of the next block's feed-forward surrogate "
-            "(the paper); 'random': random unit vectors (the paper's baseline); 'reference': the released code's rule.",
+            "(paper); 'random': random unit vectors (the paper's baseline); 'reference': the released code's rule.",
             "lora_variants": [],  # read by LoRA layers of PEFT >= 0.21
         },
     )

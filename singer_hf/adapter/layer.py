@@ -59,7 +59,10 @@ class NullspaceLoraLayer(nn.Module, LoraLayer):
         self.lora_B[adapter_name] = nn.Linear(r, self.out_features, bias=False)
         nn.init.zeros_(self.lora_A[adapter_name].weight)
         nn.init.zeros_(self.lora_B[adapter_name].weight)
-        self._move_adapter_to_device_of_base_layer(adapter_name)
+        weight = next(self.get_base_layer().parameters())
+        if not self.lora_A[adapter_name].weight.is_meta:
+            for factor in (self.lora_A[adapter_name], self.lora_B[adapter_name]):
+                factor.to(device=weight.device, dtype=weight.dtype if weight.is_floating_point() else None)
         self.set_adapter(self.active_adapters, inference_mode=getattr(config, "inference_mode", False))
 
     def set_factors(self, adapter_name: str, down: Tensor, up: Tensor) -> None:

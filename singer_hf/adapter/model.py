@@ -31,8 +31,8 @@ class NullspaceLoraModel(LoraModel):
         backbone = vision_backbone(model)
         if peft_config.hidden_size not in (None, backbone.hidden_size):
             raise ValueError(
-                f"This adapter is for a model of width {peft_config.hidden_size}, but {type(model).__name__} has width "
-                f"{backbone.hidden_size}: load it into the teacher it was trained for "
+                f"This adapter is for a model of width {peft_config.hidden_size}, but {type(model).__name__} has "
+                f"width {backbone.hidden_size}: load it into the teacher it was trained for "
                 f"({peft_config.base_model_name_or_path or 'name not recorded'})."
             )
         ranks = [peft_config.r, *peft_config.rank_pattern.values()]

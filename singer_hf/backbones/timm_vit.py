@@ -1,4 +1,4 @@
-"""timm's Vision Transformers through transformers' `TimmWrapperModel`: augreg ViT, DeiT-III, … (the paper's teachers)."""
+"""timm's Vision Transformers, through transformers' `TimmWrapperModel`: augreg ViT, DeiT-III."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .contract import FeedForward, VisionBackbone, plain_block, register_backbone
-from .transformers_vit import linear_weights
+from .transformers_vit import feed_forward_weights
 
 
 @register_backbone
@@ -50,15 +50,9 @@ class TimmBackbone(VisionBackbone):
         mlp = block.mlp
         layer_scale = getattr(block.ls2, "gamma", None)
         if hasattr(mlp, "fc1_x"):  # SwiGLU with a projection for each branch
-            return linear_weights(mlp.fc1_x, mlp.fc2, block.norm2, layer_scale)
-        weights = linear_weights(mlp.fc1, mlp.fc2, block.norm2, layer_scale)
-        if not hasattr(mlp, "gate_last"):
-            return weights
-        first, second = weights.w_in.chunk(2, dim=1)  # packed GLU: both branches in one projection
-        return FeedForward(
-            first if mlp.gate_last else second,
-            weights.w_out,
-            weights.norm_scale,
-            weights.norm_centers,
-            layer_scale,
-        )
+            w_in = mlp.fc1_x.weight
+        elif hasattr(mlp, "gate_last"):  # packed GLU: both branches in one projection
+            w_in = mlp.fc1.weight.chunk(2)[0 if mlp.gate_last else 1]
+        else:
+            w_in = mlp.fc1.weight
+        return feed_forward_weights(w_in, mlp.fc2.weight, block.norm2, layer_scale)

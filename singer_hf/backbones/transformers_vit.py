@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from .contract import FeedForward, VisionBackbone, plain_block, register_backbone
 
 
-def linear_weights(w_in: nn.Linear, w_out: nn.Linear, norm: nn.Module, layer_scale: Tensor | None) -> FeedForward:
-    """A [`FeedForward`] from two `nn.Linear` (whose weights are (out, in)) and the norm in front."""
+def feed_forward_weights(w_in: Tensor, w_out: Tensor, norm: nn.Module, layer_scale: Tensor | None) -> FeedForward:
+    """A [`FeedForward`] from two `nn.Linear` weights, which are (out, in), and the norm in front."""
     return FeedForward(
-        w_in=w_in.weight.detach().T,
-        w_out=w_out.weight.detach().T,
+        w_in=w_in.detach().T,
+        w_out=w_out.detach().T,
         norm_scale=getattr(norm, "weight", None),
         norm_centers=isinstance(norm, nn.LayerNorm),
         layer_scale=layer_scale,
@@ -33,10 +33,14 @@ class _TransformersBackbone(VisionBackbone):
 
     def feed_forward(self, layer: int) -> FeedForward:
         block = plain_block(self.blocks[layer])
-        mlp, norm = block.mlp, getattr(block, self.norm_name)
+        mlp = block.mlp
         if hasattr(mlp, "fc1"):
-            return linear_weights(mlp.fc1, mlp.fc2, norm, self._layer_scale(block))
-        return linear_weights(mlp.up_proj, mlp.down_proj, norm, self._layer_scale(block))
+            w_in, w_out = mlp.fc1.weight, mlp.fc2.weight
+        elif hasattr(mlp, "up_proj"):
+            w_in, w_out = mlp.up_proj.weight, mlp.down_proj.weight
+        else:  # DINOv2's SwiGLU before transformers 5.23: gate and up projection packed into one
+            w_in, w_out = mlp.weights_in.weight.chunk(2)[1], mlp.weights_out.weight
+        return feed_forward_weights(w_in, w_out, getattr(block, self.norm_name), self._layer_scale(block))
 
     def _layer_scale(self, block: nn.Module) -> Tensor | None:
         return None
