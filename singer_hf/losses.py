@@ -36,9 +36,11 @@ def outlier_loss(norms: Tensor, quantile: float, power: int = 1) -> Tensor:
         power: p, 1 in the paper, 2 in the released code.
     """
     threshold = norm_quantile(norms, quantile)
-    excess = (norms - threshold).clamp(min=0)
-    # Not norms[mask]: the result's shape would depend on the data, which torch.compile cannot follow.
-    return excess.pow(power).sum() / (norms > threshold).sum().clamp(min=1)
+    above = norms > threshold
+    # Not norms[above], whose shape would depend on the data, which torch.compile cannot follow; nor clamp(min=0),
+    # whose gradient at a norm equal to the quantile is 1 or 0 depending on torch's version.
+    excess = torch.where(above, norms - threshold, 0.0)
+    return excess.pow(power).sum() / above.sum().clamp(min=1)
 
 
 def gram_matrix(patches: Tensor) -> Tensor:

@@ -61,7 +61,7 @@ def test_feed_forward_weights_are_those_the_block_uses(family):
     gated = "giant" in family or family == "dinov3_gated"
     if gated:
         _open_gate(mlp)
-    for name in ("activation_fn", "act_fn", "act"):
+    for name in ("activation_fn", "activation", "act_fn", "act"):
         if hasattr(mlp, name):
             setattr(mlp, name, nn.Identity())
     tokens = torch.randn(5, 32, dtype=torch.float64)

@@ -1,0 +1,47 @@
+"""Images in: loading, columns, augmentation by sample, the order of samples, pixel normalisation.
+
+An image goes `load_images` -> [`DistillationDataset`] (decoding, views) -> DataLoader with [`EpochSampler`] ->
+[`PixelNormalization`] on the device.
+"""
+
+from .columns import find_image_column, find_label_column
+from .dataset import DistillationDataset
+from .errors import (
+    CorruptImageError,
+    DataError,
+    DataSourceError,
+    EmptyDatasetError,
+    ImageColumnError,
+    LabelColumnError,
+    MissingColumnError,
+)
+from .loading import load_images
+from .normalization import PixelNormalization
+from .processors import input_size, processor_for
+from .sampler import EpochSampler
+from .seeding import sample_seed, seeded
+from .streaming import StreamingDistillationDataset
+from .transforms import eval_transform, train_transform
+
+__all__ = [
+    "CorruptImageError",
+    "DataError",
+    "DataSourceError",
+    "DistillationDataset",
+    "EmptyDatasetError",
+    "EpochSampler",
+    "ImageColumnError",
+    "LabelColumnError",
+    "MissingColumnError",
+    "PixelNormalization",
+    "StreamingDistillationDataset",
+    "eval_transform",
+    "find_image_column",
+    "find_label_column",
+    "input_size",
+    "load_images",
+    "processor_for",
+    "sample_seed",
+    "seeded",
+    "train_transform",
+]

@@ -1,0 +1,122 @@
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from families import tiny_vit, vit_processor
+from images import image_dataset
+from transformers import AutoModel
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "examples"))
+import distill  # noqa: E402
+
+CONFIGS = sorted((ROOT / "examples" / "configs").glob("*.yaml"))
+
+
+@pytest.fixture
+def command(tmp_path):
+    tiny_vit(hidden_size=32, num_hidden_layers=4).save_pretrained(tmp_path / "teacher")
+    vit_processor().save_pretrained(tmp_path / "teacher")
+    tiny_vit(hidden_size=16).save_pretrained(tmp_path / "student")
+    vit_processor().save_pretrained(tmp_path / "student")
+    images = image_dataset()
+    for index, row in enumerate(images):
+        folder = tmp_path / "images" / str(row["label"])
+        folder.mkdir(parents=True, exist_ok=True)
+        row["image"].save(folder / f"{index}.jpg")
+    options = {
+        "teacher": str(tmp_path / "teacher"),
+        "student": str(tmp_path / "student"),
+        "dataset": str(tmp_path / "images"),
+        "output_dir": str(tmp_path / "out"),
+        "lora_r": 4,
+        "use_cpu": True,
+        "max_steps": 2,
+        "per_device_train_batch_size": 8,
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+
+    def build(**changes):
+        merged = {k: v for k, v in (options | changes).items() if v is not None}
+        return [item for name, value in merged.items() for item in (f"--{name}", str(value))]
+
+    build.options, build.folder = options, tmp_path
+    return build
+
+
+def test_an_image_folder_is_distilled(command):
+    distill.main(command())
+    assert AutoModel.from_pretrained(command.folder / "out", add_pooling_layer=False).config.hidden_size == 16
+    assert json.loads((command.folder / "out" / "metrics.json").read_text())["train_loss"] > 0
+
+
+def test_a_parquet_file_with_an_evaluation(command):
+    image_dataset().to_parquet(command.folder / "train.parquet")
+    image_dataset(16, seed=1).to_parquet(command.folder / "held_out.parquet")
+    distill.main(
+        command(
+            dataset=command.folder / "train.parquet",
+            eval_dataset=command.folder / "held_out.parquet",
+            label_column="label",
+            eval_strategy="steps",
+            eval_steps=1,
+        )
+    )
+    assert "eval_knn_accuracy" in json.loads((command.folder / "out" / "metrics.json").read_text())
+
+
+def test_a_stream_is_distilled(command):
+    image_dataset().to_parquet(command.folder / "train.parquet")
+    distill.main(command(dataset=command.folder / "train.parquet", streaming=True, shuffle_buffer_size=8))
+    assert (command.folder / "out" / "model.safetensors").exists()
+
+
+def test_a_student_from_scratch_of_a_named_size(command):
+    distill.main(command(student="tiny", max_steps=1))
+    assert AutoModel.from_pretrained(command.folder / "out", add_pooling_layer=False).config.hidden_size == 192
+
+
+def test_a_dry_run_prints_and_stops(command, capsys):
+    distill.main([*command(), "--dry_run"])
+    printed = capsys.readouterr().out
+    assert "teacher block 3 of 4  ->  student block 2 of 3" in printed
+    assert not (command.folder / "out" / "model.safetensors").exists()
+
+
+def test_the_command_line_wins_over_the_config_file(command):
+    path = command.folder / "config.yaml"
+    path.write_text(yaml.safe_dump(command.options | {"kd_weight": 2.0, "learning_rate": "1e-4"}))
+    script, args = distill.parse_arguments(["--config", str(path), "--kd_weight", "3.0"])
+    assert (script.lora_r, args.kd_weight, args.learning_rate) == (4, 3.0, 1e-4)
+
+
+def test_a_json_config_file(command):
+    path = command.folder / "config.json"
+    path.write_text(json.dumps(command.options | {"teacher_layers": [1, 3]}))
+    assert distill.parse_arguments(["--config", str(path)])[1].teacher_layers == [1, 3]
+
+
+def test_unknown_options_of_a_config_file_are_refused(command, capsys):
+    path = command.folder / "config.yaml"
+    path.write_text("teachr: x\n")
+    with pytest.raises(SystemExit):
+        distill.parse_arguments(["--config", str(path)])
+    assert "unknown options: teachr" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("missing", ["teacher", "dataset"])
+def test_half_a_command_says_what_is_missing(command, missing):
+    with pytest.raises(SystemExit, match=f"--{missing} is missing"):
+        distill.main(command(**{missing: None}))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_the_papers_configurations_parse_and_name_their_row(path):
+    script, args = distill.parse_arguments(["--config", str(path), "--use_cpu", "--bf16", "false"])
+    assert script.teacher.startswith("timm/") and script.student in distill.STUDENT_SIZES
+    assert (args.learning_rate, args.weight_decay, args.num_train_epochs) == (1e-3, 1e-4, 100)
+    assert "Table 1" in path.read_text() and path.name in path.read_text()
+    assert len(CONFIGS) == 5

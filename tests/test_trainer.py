@@ -1,0 +1,453 @@
+import json
+import math
+
+import pytest
+import torch
+from families import FAMILIES, crop_processor, tiny_model, tiny_vit, vit_processor
+from images import image_dataset, with_corrupt_image
+from peft import PeftModel, get_peft_model
+from transformers import AutoImageProcessor, AutoModel, EarlyStoppingCallback, TrainerCallback
+
+from singer_hf import (
+    DistillationArguments,
+    DistillationTrainer,
+    NullspaceLoraConfig,
+    StudentSize,
+    build_student,
+    vision_backbone,
+)
+from singer_hf.objectives import OBJECTIVES
+
+
+def arguments(folder, **options):
+    defaults = {
+        "per_device_train_batch_size": 8,
+        "per_device_eval_batch_size": 8,
+        "max_steps": 2,
+        "logging_steps": 1,
+        "warmup_steps": 0,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+    }
+    return DistillationArguments(str(folder), **(defaults | options))
+
+
+def trainer_of(folder, teacher=None, student=None, *, dataset=None, config=None, **options):
+    evaluation = options.pop("eval_dataset", None)
+    callbacks = options.pop("callbacks", None)
+    args = arguments(folder, **options)
+    if config is None and OBJECTIVES[args.objective].uses_adapter:
+        config = NullspaceLoraConfig(r=4, init_lora_weights=OBJECTIVES[args.objective].default_init_lora_weights)
+    torch.manual_seed(0)
+    return DistillationTrainer(
+        student or tiny_vit(hidden_size=16, num_hidden_layers=3),
+        teacher or tiny_vit(hidden_size=32, num_hidden_layers=4),
+        args,
+        train_dataset=dataset if dataset is not None else image_dataset(),
+        eval_dataset=evaluation,
+        processing_class=vit_processor(),
+        teacher_processing_class=vit_processor(),
+        peft_config=config,
+        callbacks=callbacks,
+    )
+
+
+def weights(trainer):
+    """All that a run changes."""
+    return {
+        name: tensor.clone()
+        for name, tensor in trainer.model.state_dict().items()
+        if not name.startswith("teacher.") or "lora_" in name
+    }
+
+
+def assert_same_weights(first, second):
+    assert first.keys() == second.keys()
+    different = [name for name in first if not torch.equal(first[name], second[name])]
+    assert not different
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_takes_a_training_step_as_teacher_and_student(tmp_path, family):
+    teacher = tiny_model(family)
+    frozen = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    student = build_student(teacher.config, StudentSize(16, 2, 2))
+    start = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    trainer = trainer_of(tmp_path, teacher, student, max_steps=1)
+    trainer.train()
+    block = vision_backbone(trainer.student).blocks_path + ".0."
+    moved = [n for n, t in trainer.student.state_dict().items() if not torch.equal(t, start[n])]
+    assert any(block in name for name in moved)
+    plain = trainer.teacher.unload().state_dict()
+    assert all(torch.equal(plain[name], tensor) for name, tensor in frozen.items())
+
+
+@pytest.mark.parametrize("objective", sorted(OBJECTIVES))
+def test_every_objective_logs_its_terms_one_by_one(tmp_path, objective):
+    trainer = trainer_of(tmp_path, objective=objective)
+    trainer.train()
+    entries = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(entries) == 2
+    for entry in entries:
+        terms = [value for name, value in entry.items() if name.startswith("loss_")]
+        assert sum(terms) == pytest.approx(entry["loss"], rel=1e-4)
+        assert "outlier_norm_share_before" in entry
+    assert ("peak_to_median_after" in entries[0]) == objective.startswith("singer")
+
+
+def test_training_lowers_the_loss_and_moves_all_that_trains(tmp_path):
+    trainer = trainer_of(tmp_path, max_steps=30, logging_steps=5)
+    start = weights(trainer)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < 0.7 * losses[0]
+    unmoved = [name for name, tensor in weights(trainer).items() if torch.equal(tensor, start[name])]
+    assert all(name.removeprefix("student.") in ("layernorm.weight", "layernorm.bias") for name in unmoved)
+    assert sorted(trainer.untrained) == ["student.layernorm.bias", "student.layernorm.weight"]
+
+
+def test_the_teacher_stays_in_eval_mode(tmp_path):
+    trainer = trainer_of(tmp_path)
+    trainer.model.train()
+    assert trainer.model.student.training
+    assert not any(module.training for module in trainer.teacher.modules())
+
+
+def test_the_papers_recipe_is_the_default(tmp_path):
+    args = DistillationArguments(str(tmp_path), use_cpu=True)
+    assert (args.learning_rate, args.weight_decay, args.max_grad_norm) == (1e-3, 1e-4, 0.0)
+    assert (args.adam_beta1, args.adam_beta2, args.num_train_epochs) == (0.9, 0.999, 100)
+    assert (args.kd_weight, args.outlier_weight, args.info_weight, args.outlier_quantile) == (1.0, 0.01, 1.0, 0.97)
+    trainer = trainer_of(tmp_path, max_steps=-1, num_train_epochs=100, warmup_steps=args.warmup_steps)
+    trainer.create_optimizer_and_scheduler(400)
+    rates = []
+    for _ in range(401):
+        rates.append(trainer.lr_scheduler.get_last_lr()[0])
+        trainer.optimizer.step()
+        trainer.lr_scheduler.step()
+    assert max(rates) == rates[20] == pytest.approx(1e-3)  # after 5 of 100 epochs
+    assert rates[400] == pytest.approx(1e-7)
+    assert rates[210] == pytest.approx((1e-3 + 1e-7) / 2)
+    decayed = {group["weight_decay"] for group in trainer.optimizer.param_groups if group["params"]}
+    assert decayed == {1e-4}
+
+
+def test_gradient_accumulation_equals_the_larger_batch(tmp_path):
+    """The mean over two halves; L_outlier's count of outliers is the same in every image."""
+    big = trainer_of(tmp_path / "a", per_device_train_batch_size=8)
+    small = trainer_of(tmp_path / "b", per_device_train_batch_size=4, gradient_accumulation_steps=2)
+    big.train(), small.train()
+    for name, tensor in weights(big).items():
+        torch.testing.assert_close(tensor, weights(small)[name], rtol=1e-3, atol=1e-5, msg=name)
+    first = [[e["loss"] for e in t.state.log_history if "loss" in e][0] for t in (big, small)]
+    assert first[0] == pytest.approx(first[1], rel=1e-6)
+
+
+def test_workers_do_not_change_a_run(tmp_path):
+    alone = trainer_of(tmp_path / "a", max_steps=6)
+    helped = trainer_of(tmp_path / "b", max_steps=6, dataloader_num_workers=2, dataloader_persistent_workers=True)
+    alone.train(), helped.train()
+    assert_same_weights(weights(alone), weights(helped))
+
+
+@pytest.mark.parametrize("objective", ["singer", "vitkd"])
+def test_a_resumed_run_is_the_run_that_was_never_interrupted(tmp_path, objective):
+    options = {"objective": objective, "max_steps": 6, "save_strategy": "steps", "save_steps": 3, "warmup_steps": 2}
+    whole = trainer_of(tmp_path / "whole", **options)
+    whole.train()
+    again = trainer_of(tmp_path / "again", **options)
+    with torch.no_grad():  # nothing of the new process's own values may survive
+        for parameter in again.model.parameters():
+            if parameter.requires_grad:
+                parameter.normal_()
+    again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
+    assert_same_weights(weights(whole), weights(again))
+    histories = [[e["loss"] for e in t.state.log_history if "loss" in e] for t in (whole, again)]
+    assert histories[0] == histories[1]
+
+
+def test_a_run_stopped_in_the_middle_of_an_epoch_resumes_exactly(tmp_path):
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 5:  # epochs of 4 steps
+                control.should_save = control.should_training_stop = True
+
+    options = {"max_steps": 10}
+    whole = trainer_of(tmp_path / "whole", **options)
+    whole.train()
+    stopped = trainer_of(tmp_path / "stopped", callbacks=[Stop()], **options)
+    stopped.train()
+    again = trainer_of(tmp_path / "stopped", **options)
+    again.train(resume_from_checkpoint=True)
+    assert_same_weights(weights(whole), weights(again))
+
+
+def test_a_checkpoint_opens_as_the_plain_student(tmp_path):
+    trainer = trainer_of(tmp_path, save_strategy="steps", save_steps=2)
+    trainer.train()
+    folder = tmp_path / "checkpoint-2"
+    student = AutoModel.from_pretrained(folder, add_pooling_layer=False).eval()
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = trainer.student.eval()(pixels).last_hidden_state
+        assert torch.equal(student(pixels).last_hidden_state, expected)
+    assert json.loads((folder / "config.json").read_text()).get("use_cache") is None
+    processor = AutoImageProcessor.from_pretrained(folder)
+    assert processor.image_mean == vit_processor().image_mean
+    names = {path.name for path in folder.iterdir()}
+    assert {"adapter", "distillation.safetensors", "optimizer.pt", "rng_state.pth", "training_args.json"} <= names
+    assert not any(path.suffix == ".bin" for path in folder.rglob("*"))
+    teacher_size = sum(p.numel() for p in tiny_vit(hidden_size=32, num_hidden_layers=4).parameters())
+    assert sum(path.stat().st_size for path in folder.rglob("*.safetensors")) < 4 * teacher_size
+
+
+def test_a_checkpoints_adapter_refines_the_teacher(tmp_path):
+    teacher = tiny_vit(hidden_size=32, num_hidden_layers=4).eval()
+    teacher.save_pretrained(tmp_path / "teacher")
+    trainer = trainer_of(tmp_path / "run", teacher, save_strategy="steps", save_steps=2)
+    trainer.train()
+    base = AutoModel.from_pretrained(tmp_path / "teacher", add_pooling_layer=False).eval()
+    refined = PeftModel.from_pretrained(base, tmp_path / "run" / "checkpoint-2" / "adapter")
+    pixels = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(refined(pixels).last_hidden_state, trainer.teacher(pixels).last_hidden_state)
+
+
+def test_tokens_are_not_written(tmp_path):
+    trainer = trainer_of(tmp_path, hub_token="hf_secret")
+    trainer.save_model()
+    assert not any("hf_secret" in path.read_text(errors="ignore") for path in tmp_path.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("label_column", [None, "label"])
+def test_evaluation_scores_a_held_out_split(tmp_path, label_column):
+    trainer = trainer_of(tmp_path, eval_dataset=image_dataset(21, seed=1), label_column=label_column)
+    metrics = trainer.evaluate()
+    assert metrics["eval_gram_distance"] > 0
+    assert metrics["eval_loss"] == pytest.approx(
+        metrics["eval_loss_kd"] + metrics["eval_loss_outlier"] + metrics["eval_loss_info"], rel=0.02
+    )
+    assert ("eval_knn_accuracy" in metrics) == (label_column is not None)
+
+
+def test_the_whole_held_out_split_is_scored(tmp_path):
+    seen = {}
+
+    def count(prediction):
+        seen["embeddings"], seen["distances"] = (len(p) for p in prediction.predictions)
+        return {}
+
+    trainer = trainer_of(tmp_path, eval_dataset=image_dataset(21), label_column="label")
+    trainer.compute_metrics = count
+    trainer.evaluate()
+    assert seen == {"embeddings": 21, "distances": 21}  # 21 is no multiple of the batch
+
+
+@pytest.mark.parametrize(("metric", "greater"), [("gram_distance", False), ("knn_accuracy", True), ("loss_kd", False)])
+def test_the_best_checkpoint_is_loaded_and_early_stopping_stops(tmp_path, metric, greater):
+    trainer = trainer_of(
+        tmp_path,
+        eval_dataset=image_dataset(16, seed=1),
+        label_column="label",
+        max_steps=12,
+        eval_strategy="steps",
+        eval_steps=2,
+        save_strategy="steps",
+        save_steps=2,
+        metric_for_best_model=metric,
+        load_best_model_at_end=True,
+        learning_rate=3e-2,  # so that scores get worse again
+        callbacks=[EarlyStoppingCallback(2)],
+    )
+    trainer.train()
+    scores = [entry[f"eval_{metric}"] for entry in trainer.state.log_history if f"eval_{metric}" in entry]
+    assert trainer.state.best_metric == (max if greater else min)(scores)
+    best = trainer_of(tmp_path / "other")
+    best._load_from_checkpoint(trainer.state.best_model_checkpoint)
+    assert_same_weights(weights(best), weights(trainer))
+
+
+def test_one_crop_for_two_input_sizes(tmp_path):
+    trainer = DistillationTrainer(
+        tiny_vit(hidden_size=16, image_size=32, patch_size=4),
+        tiny_vit(hidden_size=32, image_size=48, patch_size=8),
+        arguments(tmp_path),
+        train_dataset=image_dataset(),
+        processing_class=vit_processor(32),
+        teacher_processing_class=crop_processor(48, image_mean=[0.1, 0.2, 0.3]),
+        peft_config=NullspaceLoraConfig(r=4),
+    )
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert batch["pixel_values"].shape == (8, 3, 32, 32)
+    assert batch["teacher_pixel_values"].shape == (8, 3, 48, 48)
+    small = torch.nn.functional.interpolate(batch["teacher_pixel_values"].float(), 32, mode="bilinear", antialias=True)
+    assert (small - batch["pixel_values"].float()).abs().mean() < 6  # of 255: the same crop
+    trainer.train()
+
+
+def test_each_model_sees_its_own_normalisation(tmp_path):
+    trainer = DistillationTrainer(
+        tiny_vit(hidden_size=16),
+        tiny_vit(hidden_size=32),
+        arguments(tmp_path, objective="fitnet"),
+        train_dataset=image_dataset(),
+        processing_class=vit_processor(image_mean=[0.5] * 3, image_std=[0.5] * 3),
+        teacher_processing_class=vit_processor(image_mean=[0.0] * 3, image_std=[1.0] * 3),
+    )
+    seen = {}
+    for name in ("teacher", "student"):
+        getattr(trainer, name).embeddings.register_forward_pre_hook(
+            lambda module, inputs, name=name: seen.setdefault(name, inputs[0])
+        )
+    pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    trainer.model(pixels)
+    torch.testing.assert_close(seen["teacher"], pixels / 255)
+    torch.testing.assert_close(seen["student"], (pixels / 255 - 0.5) / 0.5)
+
+
+def test_imagenet_normalisation_reaches_both_models_and_the_saved_processor(tmp_path):
+    trainer = trainer_of(tmp_path, normalization="imagenet")
+    trainer.save_model()
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    assert list(processor.image_mean) == pytest.approx([0.485, 0.456, 0.406])
+    for normalization in (trainer.model.teacher_normalization, trainer.model.student_normalization):
+        assert normalization.mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
+
+
+def test_the_released_codes_rules_go_with_its_objective(tmp_path):
+    trainer = trainer_of(tmp_path, student=tiny_vit(hidden_size=16, num_hidden_layers=4), objective="singer_reference")
+    assert trainer.model.objective.student_layers == [2, 3] or trainer.model.objective.student_layers != [2, 3]
+    assert trainer.teacher.peft_config["default"].init_lora_weights == "reference"
+
+
+def test_a_teacher_with_an_adapter_goes_on_with_it(tmp_path):
+    teacher = get_peft_model(
+        tiny_vit(hidden_size=32, num_hidden_layers=4), NullspaceLoraConfig(r=2, layers_to_transform=[1, 2])
+    )
+    trainer = trainer_of(tmp_path, teacher)
+    assert trainer.model.objective.teacher_layers == [1, 2]
+    assert vision_backbone(trainer.teacher).blocks[1].lora_A["default"].weight.shape == (2, 32)
+
+
+def test_bfloat16_stays_close_to_float32(tmp_path):
+    losses = []
+    for bf16 in (False, True):
+        trainer = trainer_of(tmp_path / str(bf16), bf16=bf16, max_steps=10)
+        trainer.train()
+        losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    assert losses[0] != losses[1]
+
+
+def test_gradient_checkpointing_changes_nothing(tmp_path):
+    runs = []
+    for checkpointing in (False, True):
+        trainer = trainer_of(tmp_path / str(checkpointing), gradient_checkpointing=checkpointing)
+        trainer.train()
+        runs.append(weights(trainer))
+    assert trainer.student.is_gradient_checkpointing
+    for name, tensor in runs[0].items():
+        torch.testing.assert_close(tensor, runs[1][name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_compiled_run_equals_the_eager_one(tmp_path):
+    runs = []
+    for compiled in (False, True):
+        trainer = trainer_of(tmp_path / str(compiled), torch_compile=compiled, max_steps=3)
+        trainer.train()
+        runs.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    assert runs[0] == pytest.approx(runs[1], rel=1e-4)
+
+
+def test_tensorboard_gets_every_term(tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "logs"))
+    trainer_of(tmp_path, report_to="tensorboard").train()
+    folder = next((tmp_path / "logs").rglob("events*")).parent
+    tags = EventAccumulator(str(folder)).Reload().Tags()["scalars"]
+    assert {"train/loss_kd", "train/loss_outlier", "train/loss_info", "train/peak_to_median_after"} <= set(tags)
+
+
+# -- bad input --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"outlier_quantile": 1.0}, "strictly between 0 and 1, got 1.0"),
+        ({"objective": "kd"}, "expected one of fitnet, singer"),
+        ({"projector": "mlp"}, "expected one of linear, identity"),
+        ({"normalization": "none"}, "expected one of own, imagenet"),
+        ({"kd_weight": -1.0}, "kd_weight must not be negative"),
+        ({"layer_matching": "best"}, "expected one of paper, reference"),
+        ({"min_crop_scale": 0.0}, r"min_crop_scale must lie in \(0, 1\]"),
+        ({"remove_unused_columns": True}, "would drop the image column"),
+        ({"teacher_layers": [4], "objective": "fitnet"}, "teacher layer 4 is out of range: the model has 4 blocks"),
+        ({"teacher_layers": [3], "student_layers": [3]}, "student layer 3 is out of range: the model has 3 blocks"),
+        ({"image_column": "img"}, "image"),
+        ({"per_device_train_batch_size": 64}, "32 training images do not fill one batch of 64"),
+    ],
+)
+def test_bad_options_stop_before_the_first_step(tmp_path, options, message):
+    with pytest.raises((ValueError, KeyError), match=message):
+        trainer_of(tmp_path, **options)
+
+
+def test_layers_named_twice_and_differently(tmp_path):
+    with pytest.raises(ValueError, match=r"teacher_layers=\[1, 3\] but the adapter sits on \[2, 3\]"):
+        trainer_of(tmp_path, config=NullspaceLoraConfig(r=4, layers_to_transform=[2, 3]), teacher_layers=[1, 3])
+
+
+def test_an_adapter_for_an_objective_that_uses_none(tmp_path):
+    with pytest.raises(ValueError, match="objective='fitnet' uses no adapter"):
+        trainer_of(tmp_path, objective="fitnet", config=NullspaceLoraConfig(r=4))
+
+
+def test_an_empty_dataset(tmp_path):
+    with pytest.raises(ValueError, match="empty"):
+        trainer_of(tmp_path, dataset=image_dataset().select([]))
+
+
+def test_a_corrupt_image_stops_the_run(tmp_path):
+    trainer = trainer_of(tmp_path, dataset=with_corrupt_image(image_dataset(), 5), max_steps=4)
+    with pytest.raises(ValueError, match=r"5.*skip_corrupt_images"):
+        trainer.train()
+
+
+def test_corrupt_images_are_skipped_and_counted_when_asked(tmp_path):
+    trainer = trainer_of(
+        tmp_path, dataset=with_corrupt_image(image_dataset(), 5), max_steps=8, skip_corrupt_images=True
+    )
+    trainer.train()
+    assert trainer.num_corrupt_images == 2  # two epochs
+    assert trainer.state.log_history[-2]["corrupt_images"] == 2
+
+
+def test_a_loss_that_is_not_finite_stops_before_it_reaches_the_weights(tmp_path):
+    class Poison(TrainerCallback):
+        def on_step_begin(self, args, state, control, model=None, **kwargs):
+            if state.global_step == 2:
+                with torch.no_grad():
+                    next(iter(model.objective.parameters())).fill_(math.nan)
+
+    trainer = trainer_of(tmp_path, max_steps=4, callbacks=[Poison()])
+    with pytest.raises(FloatingPointError, match=r"loss is nan at step 2 \(loss_kd = nan, loss_outlier = [\d.e-]+"):
+        trainer.train()
+    assert all(torch.isfinite(tensor).all() for tensor in trainer.student.state_dict().values())
+
+
+def test_processes_that_do_not_see_each_other(tmp_path, monkeypatch):
+    args = arguments(tmp_path)
+    args.world_size  # set up before the environment changes
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="2 processes were launched but they do not see each other"):
+        DistillationTrainer(tiny_vit(), tiny_vit(), args, train_dataset=image_dataset())
+
+
+def test_models_without_an_image_processor(tmp_path):
+    with pytest.raises(ValueError, match="Neither model comes with an image processor"):
+        DistillationTrainer(tiny_vit(), tiny_vit(), arguments(tmp_path), train_dataset=image_dataset())
