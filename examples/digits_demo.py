@@ -26,7 +26,7 @@ PLANTED_BLOCK = 2  # of 6: the artifacts are in blocks 2 to 5
 
 
 def digits_datasets(image_size: int = 32) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """scikit-learn's 1,797 handwritten digits as 1,297 training and 500 test images, stratified, always the same split.
+    """scikit-learn's 1,797 handwritten digits as 1,297 training and 500 test images, always the same split.
 
     Args:
         image_size: the 8×8 grey images are scaled up bilinearly to RGB images of this many pixels.
@@ -124,7 +124,7 @@ def train_teacher(
 def linear_probe(
     model: nn.Module, processor: ViTImageProcessor, train: datasets.Dataset, test: datasets.Dataset
 ) -> dict[str, float]:
-    """Test accuracy of a logistic regression on frozen, standardised features of the last block, before the final norm.
+    """Test accuracy of a logistic regression on frozen features of the last block, before the final norm.
 
     Args:
         model: a ViT that `singer_hf.vision_backbone` knows, with or without a head, which is not used.

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Optional
 
 import yaml
-from singer_hf.data import find_image_column, load_images
 from transformers import AutoImageProcessor, HfArgumentParser, set_seed
 
 from singer_hf import (
@@ -33,6 +32,7 @@ from singer_hf import (
     estimate_run,
     load_vision_model,
 )
+from singer_hf.data import find_image_column, load_images
 from singer_hf.objectives import objective_class
 
 

@@ -119,8 +119,9 @@ class DistillationArguments(TrainingArguments):
         # Trainer's filter replaces a NaN loss in the log by the mean of earlier ones; here a NaN stops the run.
         self.logging_nan_inf_filter = False
         if self.metric_for_best_model is not None and self.greater_is_better is None:
-            # Trainer takes only names that end in "loss" as lower-is-better.
-            self.greater_is_better = not self.metric_for_best_model.endswith(("loss", "distance"))
+            # Trainer takes only names that end in "loss" as lower-is-better, which forgets eval_loss_kd and distances.
+            name = self.metric_for_best_model
+            self.greater_is_better = not ("loss" in name or name.endswith("distance"))
         super().__post_init__()
         self._validate()
 

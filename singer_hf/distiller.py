@@ -58,9 +58,16 @@ class Distiller(nn.Module):
         self.teacher.eval()
         return self
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None) -> None:
-        """Of the student: the teacher keeps no activations but those behind its adapters."""
-        self.student.gradient_checkpointing_enable(gradient_checkpointing_kwargs=gradient_checkpointing_kwargs)
+    # Called by Trainer; of the student alone, since the teacher keeps no activations but those behind its adapters.
+    def activation_checkpointing_enable(self, **options: Any) -> None:
+        self.student.activation_checkpointing_enable(**options)
+
+    def activation_checkpointing_disable(self) -> None:
+        self.student.activation_checkpointing_disable()
+
+    # The names of the two above before transformers 5.23; to be removed with support for those versions.
+    def gradient_checkpointing_enable(self, **options: Any) -> None:
+        self.student.gradient_checkpointing_enable(**options)
 
     def gradient_checkpointing_disable(self) -> None:
         self.student.gradient_checkpointing_disable()

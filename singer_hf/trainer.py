@@ -309,6 +309,5 @@ def _require_one_world(args: DistillationArguments) -> None:
     if launched != args.world_size:
         raise ValueError(
             f"{launched} processes were launched but they do not see each other (world size {args.world_size}), so "
-            "each would train alone. On CPU set ACCELERATE_USE_CPU=true and launch with "
-            "`accelerate launch --multi_gpu --num_processes N`."
+            "each would train alone. On a machine without GPUs, set use_cpu=True (--use_cpu)."
         )

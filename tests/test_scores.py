@@ -12,7 +12,10 @@ def test_knn_agrees_with_scikit_learn():
     for index in range(60):
         others = torch.arange(60) != index
         classifier = neighbors.KNeighborsClassifier(
-            7, metric="cosine", algorithm="brute", weights=lambda distance: 2.718281828459045 ** ((1 - distance) / 0.07)
+            7,
+            metric="cosine",
+            algorithm="brute",
+            weights=lambda distance: 2.718281828459045 ** ((1 - distance) / 0.07),
         )
         classifier.fit(embeddings[others], labels[others])
         right += classifier.predict(embeddings[index : index + 1])[0] == labels[index].item()

@@ -138,6 +138,9 @@ def _read(builder: datasets.DatasetBuilder, split: str, streaming: bool, source:
     if streaming:
         return builder.as_streaming_dataset(split=split)
     builder.download_and_prepare()
+    sizes = builder.info.splits or {}
+    if all(name in sizes and sizes[name].num_examples == 0 for name in _split_names(split)):
+        raise DataSourceError(f"{source!r}, split {split!r}, is empty; expected at least one image.")
     return builder.as_dataset(split=split)
 
 
