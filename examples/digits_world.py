@@ -82,15 +82,11 @@ def train_teacher(
         planted detector; for each block of the untouched and of the final model `high_norm_share_before`/`_after` and
         `largest_to_median_before`/`_after`, on the test images.
     """
-    processor = ViTImageProcessor(
-        size={"height": 32, "width": 32}, image_mean=[0.5, 0.5, 0.5], image_std=[0.5, 0.5, 0.5]
-    )
-    train_pixels, train_labels = pixels_and_labels(train, processor)
-    test_pixels, test_labels = pixels_and_labels(test, processor)
-    names = train.features["label"].names
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        teacher = _new_teacher(names)
+        teacher, processor = new_teacher(train.features["label"].names)
+        train_pixels, train_labels = pixels_and_labels(train, processor)
+        test_pixels, test_labels = pixels_and_labels(test, processor)
         bar = tqdm(total=6, desc="teacher", unit="epoch", disable=not progress)
 
         _train(teacher, train_pixels, train_labels, epochs=4, learning_rate=1e-3, bar=bar)
@@ -158,7 +154,8 @@ def accuracy(model: ViTForImageClassification, pixels: Tensor, labels: Tensor) -
     return (predicted == labels).float().mean().item()
 
 
-def _new_teacher(names: list[str]) -> ViTForImageClassification:
+def new_teacher(names: list[str]) -> tuple[ViTForImageClassification, ViTImageProcessor]:
+    """An untrained ViT for 32-pixel images of these classes, and its image processor."""
     config = ViTConfig(
         image_size=32,
         patch_size=4,
@@ -171,7 +168,9 @@ def _new_teacher(names: list[str]) -> ViTForImageClassification:
         id2label=dict(enumerate(names)),
         label2id={name: index for index, name in enumerate(names)},
     )
-    return ViTForImageClassification(config)
+    size = {"height": 32, "width": 32}
+    processor = ViTImageProcessor(size=size, image_mean=[0.5, 0.5, 0.5], image_std=[0.5, 0.5, 0.5])
+    return ViTForImageClassification(config), processor
 
 
 def _train(model: nn.Module, pixels: Tensor, labels: Tensor, *, epochs: int, learning_rate: float, bar: tqdm) -> None:

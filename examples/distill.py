@@ -18,7 +18,7 @@ import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 import yaml
 from transformers import AutoImageProcessor, HfArgumentParser, set_seed
@@ -43,9 +43,12 @@ class ScriptArguments:
     teacher: Optional[str] = field(default=None, metadata={"help": "Teacher: Hub id (timm's too) or local folder."})
     teacher_revision: Optional[str] = field(default=None, metadata={"help": "Branch, tag or commit of the teacher."})
     teacher_dtype: str = field(default="float32", metadata={"help": "Precision of the teacher's weights."})
-    student: str = field(
-        default="tiny",
-        metadata={"help": f"{', '.join(STUDENT_SIZES)}: from scratch in the teacher's family; else Hub id or folder."},
+    student: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": f"{', '.join(STUDENT_SIZES)}: from scratch in the teacher's family; else Hub id or folder. "
+            "Default: tiny."
+        },
     )
     student_revision: Optional[str] = field(default=None, metadata={"help": "Branch, tag or commit of the student."})
     dataset: Optional[str] = field(
@@ -80,8 +83,13 @@ class ScriptArguments:
     )
 
 
-def parse_arguments(argv: list[str]) -> tuple[ScriptArguments, DistillationArguments]:
-    """Options from a `--config` file (YAML or JSON), overridden by the command line. Unknown options are errors."""
+def parse_arguments(
+    argv: list[str], defaults: dict[str, Any] | None = None
+) -> tuple[ScriptArguments, DistillationArguments]:
+    """Options from the command line, over a `--config` file's (YAML or JSON), over `defaults`, over the classes'.
+
+    Unknown options are errors.
+    """
     head = argparse.ArgumentParser(add_help=False)
     head.add_argument("--config")
     config_file, rest = head.parse_known_args(argv)
@@ -91,6 +99,7 @@ def parse_arguments(argv: list[str]) -> tuple[ScriptArguments, DistillationArgum
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", help="YAML or JSON file with any of these options.")
+    parser.set_defaults(**(defaults or {}))
     if config_file.config is not None:
         options = yaml.safe_load(Path(config_file.config).read_text(encoding="utf-8")) or {}
         known = {action.dest for action in parser._actions}
@@ -129,8 +138,8 @@ def build_trainer(script: ScriptArguments, args: DistillationArguments) -> Disti
     set_seed(args.seed)
     teacher = load_vision_model(script.teacher, revision=script.teacher_revision, dtype=script.teacher_dtype)
     teacher_processor = AutoImageProcessor.from_pretrained(script.teacher, revision=script.teacher_revision)
-    if script.student in STUDENT_SIZES:
-        student, student_processor = build_student(teacher.config, script.student), teacher_processor
+    if script.student is None or script.student in STUDENT_SIZES:
+        student, student_processor = build_student(teacher.config, script.student or "tiny"), teacher_processor
     else:
         student = load_vision_model(script.student, revision=script.student_revision, dtype="float32")
         student_processor = AutoImageProcessor.from_pretrained(script.student, revision=script.student_revision)
@@ -165,15 +174,16 @@ def build_trainer(script: ScriptArguments, args: DistillationArguments) -> Disti
 
 
 def main(argv: list[str] | None = None) -> None:
-    script, args = parse_arguments(sys.argv[1:] if argv is None else argv)
-    if script.teacher is None and script.dataset is None:
-        from digits_demo import run_demo
+    argv = sys.argv[1:] if argv is None else argv
+    script, args = parse_arguments(argv)
+    if script.teacher is None and script.student is None and script.dataset is None:
+        from digits_demo import DEMO_OPTIONS, run_demo
 
-        run_demo(args)
+        run_demo(*parse_arguments(argv, DEMO_OPTIONS))
         return
     if script.teacher is None or script.dataset is None:
         missing = "--teacher" if script.teacher is None else "--dataset"
-        raise SystemExit(f"{missing} is missing. Without both, the built-in demonstration runs.")
+        raise SystemExit(f"{missing} is missing. Without teacher, student and dataset, the demonstration runs.")
     trainer = build_trainer(script, args)
     if script.dry_run:
         if trainer.is_world_process_zero():

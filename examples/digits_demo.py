@@ -1,0 +1,204 @@
+"""What examples/distill.py does without arguments: SiNGER beside FitNet on scikit-learn's digits, in minutes on a CPU.
+
+A small teacher is trained on the spot and given high-norm artifacts on purpose (see digits_world.py), distilled by
+both objectives under the same options, and all models go through the same linear probe. The output folder:
+
+    metrics.json              every number below, with options, seed, versions and commit
+    patch_norms.png           the teacher's patch norms before and after refinement, and where they are in an image
+    teacher/                  the teacher with the planted artifacts
+    singer/, fitnet/          the students, each with its image processor; singer/adapter/ is the teacher's adapter
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import platform
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import peft
+import torch
+import transformers
+from digits_world import digits_datasets, linear_probe, new_teacher, pixels_and_labels, train_teacher
+from torch import nn
+from transformers import ViTImageProcessor
+
+import singer_hf
+from singer_hf import (
+    DistillationArguments,
+    DistillationTrainer,
+    NullspaceLoraConfig,
+    StudentSize,
+    build_student,
+    estimate_run,
+    vision_backbone,
+)
+from singer_hf.losses import patch_norms
+from singer_hf.objectives import objective_class
+from singer_hf.planting import norm_profile
+from singer_hf.plots import NormPanel, patch_norms_figure
+
+STUDENT = StudentSize(hidden_size=48, num_hidden_layers=3, num_attention_heads=4)
+
+DEMO_OPTIONS = {
+    "output_dir": "runs/digits",
+    "num_train_epochs": 30,
+    "per_device_train_batch_size": 64,
+    "per_device_eval_batch_size": 256,
+    "label_column": "label",
+    "min_crop_scale": 0.5,  # of 8x8 digits scaled up, a crop of 8 % shows nothing
+    "flip_probability": 0.0,  # a mirrored digit is another sign
+    "lora_r": 16,  # of the teacher's width of 96
+    "logging_steps": 100,
+    "save_strategy": "no",
+    "report_to": "none",
+}
+"""The paper's recipe but for these. Options on the command line win over them."""
+
+
+def run_demo(script: Any, args: DistillationArguments) -> dict[str, Any]:
+    """Teacher, students, probe, picture and table; returns what it writes to metrics.json.
+
+    Args:
+        script: the script's options; the adapter's (`lora_r`, …) and `dry_run` are read.
+        args: training options. `args.objective` is run, and FitNet beside it.
+    """
+    start = time.perf_counter()
+    datasets.disable_progress_bars()
+    train, test = digits_datasets()
+    if script.dry_run:
+        teacher, processor = new_teacher(train.features["label"].names)
+        print(estimate_run(_trainer(args.objective, script, args, teacher, processor, train, test)))
+        return {}
+    show = args.process_index == 0
+    teacher, processor, report = train_teacher(train, test, seed=args.seed, progress=show and not args.disable_tqdm)
+    rows = {"teacher": _measure(teacher, processor, train, test)}
+    panels, losses = [], {}
+    for objective in dict.fromkeys((args.objective, "fitnet")):
+        trainer = _trainer(objective, script, args, copy.deepcopy(teacher), processor, train, test)
+        if "student, untrained" not in rows:
+            rows["student, untrained"] = _measure(trainer.student, processor, train, test)
+        trainer.train()
+        trainer.save_model()
+        losses[objective] = trainer.evaluate()
+        rows[f"student, {objective}"] = _measure(trainer.student, processor, train, test) | {
+            "gram_distance": losses[objective]["eval_gram_distance"]
+        }
+        if trainer.model.objective.uses_adapter:
+            panels = _norm_panels(trainer, test, processor)
+    metrics = {
+        "models": rows,
+        "refinement": {panel.title: _peaks(panel) for panel in panels},
+        "teacher": report,
+        "evaluation": losses,
+        "options": json.loads(args.to_json_string()) | vars(script),
+        "versions": _versions(),
+        "seconds": time.perf_counter() - start,
+    }
+    if show:
+        _write(Path(args.output_dir), metrics, panels, teacher, processor, test)
+        print(_table(metrics, args.output_dir))
+    return metrics
+
+
+def _trainer(objective: str, script, args, teacher, processor, train, test) -> DistillationTrainer:
+    args = copy.copy(args)
+    args.objective, args.output_dir = objective, str(Path(args.output_dir, objective))
+    adapter = None
+    if objective_class(objective).uses_adapter:
+        adapter = NullspaceLoraConfig(
+            r=script.lora_r,
+            lora_alpha=script.lora_alpha,
+            layers_to_transform=args.teacher_layers,
+            init_lora_weights=script.init_lora_weights or objective_class(objective).default_init_lora_weights,
+            fold_layer_norm=script.fold_layer_norm,
+        )
+    transformers.set_seed(args.seed)  # so that all students start from the same weights
+    return DistillationTrainer(
+        build_student(teacher.config, STUDENT),
+        teacher,
+        args,
+        train_dataset=train,
+        eval_dataset=test,
+        processing_class=processor,
+        teacher_processing_class=processor,
+        peft_config=adapter,
+    )
+
+
+def _measure(model: nn.Module, processor: ViTImageProcessor, train, test) -> dict[str, Any]:
+    pixels, _ = pixels_and_labels(test, processor)
+    return {
+        "blocks": vision_backbone(model).num_blocks,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "probe": linear_probe(model, processor, train, test),
+        "largest_to_median": norm_profile(model, pixels).largest_to_median[-1],
+    }
+
+
+@torch.no_grad()
+def _norm_panels(trainer: DistillationTrainer, test, processor: ViTImageProcessor) -> list[NormPanel]:
+    """‖F‖ and ‖F̂‖ of every distilled layer on the first 100 test images."""
+    pixels, _ = pixels_and_labels(test.select(range(100)), processor)
+    objective = trainer.model.objective
+    backbone = objective.teacher
+    features = backbone.features(pixels.to(trainer.args.device), objective.teacher_layers, adapters=False)
+    panels = []
+    for layer, hidden in features.hidden.items():
+        before, after = (
+            patch_norms(tokens[:, backbone.num_prefix_tokens :])
+            for tokens in (hidden, objective.refine(layer, hidden))
+        )
+        panels.append(NormPanel(f"teacher block {layer}", before, after, features.layout.grid))
+    return panels
+
+
+def _peaks(panel: NormPanel) -> dict[str, float]:
+    """Largest over median patch norm of an image, mean over images, before and after."""
+    return {
+        name: (norms.amax(dim=1) / norms.median(dim=1).values).mean().item()
+        for name, norms in (("before", panel.before), ("after", panel.after))
+    }
+
+
+def _write(folder: Path, metrics, panels, teacher, processor, test) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
+    teacher.save_pretrained(folder / "teacher")
+    processor.save_pretrained(folder / "teacher")
+    if panels:
+        images = np.stack([np.asarray(image) for image in test[:3]["image"]])
+        title = "Patch norms of the teacher's features, artifacts planted on purpose"
+        patch_norms_figure(panels, images, title=title).savefig(folder / "patch_norms.png")
+
+
+def _table(metrics: dict[str, Any], folder: str) -> str:
+    head = f"{'':<24}{'blocks':>7}{'params':>10}{'probe, patches':>16}{'probe, CLS':>12}{'largest/median':>16}"
+    lines = ["", head]
+    for name, row in metrics["models"].items():
+        probe = row["probe"]
+        lines.append(
+            f"{name:<24}{row['blocks']:>7}{row['parameters']:>10,}{probe['patches']:>16.1%}{probe['cls']:>12.1%}"
+            f"{row['largest_to_median']:>16.2f}"
+        )
+    lines += ["", "probe: test accuracy of a linear probe on frozen features of the last block"]
+    lines += ["largest/median: patch norms of the last block, mean over test images"]
+    for title, peaks in metrics["refinement"].items():
+        lines.append(f"{title}: largest/median {peaks['before']:.2f}, refined {peaks['after']:.2f}")
+    lines.append(f"\nDone in {metrics['seconds']:.0f} s. Students, adapter, metrics.json, patch_norms.png: {folder}")
+    return "\n".join(lines)
+
+
+def _versions() -> dict[str, str | None]:
+    modules = (singer_hf, torch, transformers, peft, datasets)
+    here = Path(__file__).parent
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    return {module.__name__: module.__version__ for module in modules} | {
+        "python": platform.python_version(),
+        "commit": commit.stdout.strip() or None,
+    }
