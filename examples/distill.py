@@ -111,7 +111,7 @@ def parse_arguments(
     return script, args
 
 
-def load_data(script: ScriptArguments, args: DistillationArguments):
+def load_data(script: ScriptArguments):
     """Training images and, where an evaluation split is named, held-out ones."""
     train = load_images(
         script.dataset,
@@ -143,7 +143,8 @@ def build_trainer(script: ScriptArguments, args: DistillationArguments) -> Disti
     else:
         student = load_vision_model(script.student, revision=script.student_revision, dtype="float32")
         student_processor = AutoImageProcessor.from_pretrained(script.student, revision=script.student_revision)
-    train, held_out = load_data(script, args)
+    with args.main_process_first(desc="preparing the data"):  # the others read its cache
+        train, held_out = load_data(script)
     args.image_column = find_image_column(train, wanted=args.image_column)
     objective = objective_class(args.objective)
     adapter = None
