@@ -136,12 +136,17 @@ def load_data(script: ScriptArguments):
 def build_trainer(script: ScriptArguments, args: DistillationArguments) -> DistillationTrainer:
     """Models, data and trainer of a run."""
     set_seed(args.seed)
-    teacher = load_vision_model(script.teacher, revision=script.teacher_revision, dtype=script.teacher_dtype)
+    teacher = load_vision_model(
+        script.teacher, image_size=args.image_size, revision=script.teacher_revision, dtype=script.teacher_dtype
+    )
     teacher_processor = AutoImageProcessor.from_pretrained(script.teacher, revision=script.teacher_revision)
     if script.student is None or script.student in STUDENT_SIZES:
-        student, student_processor = build_student(teacher.config, script.student or "tiny"), teacher_processor
+        student = build_student(teacher.config, script.student or "tiny", image_size=args.image_size)
+        student_processor = teacher_processor
     else:
-        student = load_vision_model(script.student, revision=script.student_revision, dtype="float32")
+        student = load_vision_model(
+            script.student, image_size=args.image_size, revision=script.student_revision, dtype="float32"
+        )
         student_processor = AutoImageProcessor.from_pretrained(script.student, revision=script.student_revision)
     with args.main_process_first(desc="preparing the data"):  # the others read its cache
         train, held_out = load_data(script)

@@ -32,6 +32,7 @@ from .data import (
     eval_transform,
     input_size,
     processor_for,
+    processor_to_save,
     train_transform,
 )
 from .distiller import Distiller
@@ -97,7 +98,7 @@ class DistillationTrainer(Trainer):
                 "the student, where it differs)."
             )
         teacher_processor = _adjusted_processor(teacher_processor, args)
-        student_processor = _adjusted_processor(student_processor, args)
+        student_processor = processor_to_save(_adjusted_processor(student_processor, args), student.config)
         self.teacher_size, self.student_size = input_size(teacher_processor), input_size(student_processor)
 
         objective, teacher = build_objective(teacher, student, args, peft_config)

@@ -3,10 +3,16 @@ import math
 
 import pytest
 import torch
-from families import FAMILIES, crop_processor, tiny_model, tiny_vit, vit_processor
+from families import FAMILIES, TIMM, crop_processor, tiny_model, tiny_vit, vit_processor
 from images import image_dataset, with_corrupt_image
 from peft import PeftModel, get_peft_model
-from transformers import AutoImageProcessor, AutoModel, EarlyStoppingCallback, TrainerCallback
+from transformers import (
+    AutoImageProcessor,
+    AutoModel,
+    EarlyStoppingCallback,
+    TimmWrapperImageProcessor,
+    TrainerCallback,
+)
 
 from singer_hf import (
     DistillationArguments,
@@ -14,6 +20,7 @@ from singer_hf import (
     NullspaceLoraConfig,
     StudentSize,
     build_student,
+    load_vision_model,
     vision_backbone,
 )
 from singer_hf.objectives import OBJECTIVES
@@ -304,6 +311,50 @@ def test_each_model_sees_its_own_normalisation(tmp_path):
     trainer.model(pixels)
     torch.testing.assert_close(seen["teacher"], pixels / 255)
     torch.testing.assert_close(seen["student"], (pixels / 255 - 0.5) / 0.5)
+
+
+def test_a_timm_students_folder_holds_the_processor_it_was_trained_with(tmp_path):
+    teacher = tiny_model("timm_deit3")
+    processor = TimmWrapperImageProcessor(
+        {"input_size": (3, 32, 32), "crop_pct": 0.9}, architecture="deit3_small_patch16_224"
+    )
+    trainer = DistillationTrainer(
+        build_student(teacher.config, StudentSize(24, 2, 2), image_size=48),
+        load_timm(teacher, tmp_path / "teacher"),
+        arguments(tmp_path / "run", image_size=48, normalization="imagenet"),
+        train_dataset=image_dataset(),
+        teacher_processing_class=processor,
+        peft_config=NullspaceLoraConfig(r=4),
+    )
+    trainer.train()
+    trainer.save_model()
+    found = AutoImageProcessor.from_pretrained(tmp_path / "run")
+    pixels = found(image_dataset(1)[0]["image"], return_tensors="pt")["pixel_values"]
+    assert pixels.shape == (1, 3, 48, 48)
+    assert list(found.data_config["mean"]) == pytest.approx([0.485, 0.456, 0.406])
+    student = AutoModel.from_pretrained(tmp_path / "run").eval()
+    with torch.no_grad():
+        expected = trainer.student.eval()(pixels).last_hidden_state
+        assert torch.equal(student(pixels).last_hidden_state, expected)
+
+
+def load_timm(model, folder):
+    """The model from a folder, built for images of other sizes than its own."""
+    model.save_pretrained(folder)
+    return load_vision_model(str(folder), image_size=48)
+
+
+def test_a_timm_model_that_was_not_built_for_another_size_says_how(tmp_path):
+    with pytest.raises(ValueError, match=r"built for images of 32x32 pixels, got 48x48: load it by .*image_size=48"):
+        trainer_of(tmp_path, tiny_model("timm_augreg"), image_size=48)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_another_image_size_than_the_models_own(tmp_path, family):
+    teacher = load_timm(tiny_model(family), tmp_path) if family in TIMM else tiny_model(family)
+    trainer = trainer_of(tmp_path, teacher, tiny_vit(hidden_size=16), image_size=48, max_steps=1)
+    trainer.train()
+    assert trainer.state.log_history[0]["loss_kd"] > 0
 
 
 def test_imagenet_normalisation_reaches_both_models_and_the_saved_processor(tmp_path):

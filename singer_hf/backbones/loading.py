@@ -36,11 +36,13 @@ STUDENT_SIZES = {
 }
 
 
-def load_vision_model(name_or_path: str, **kwargs) -> PreTrainedModel:
+def load_vision_model(name_or_path: str, *, image_size: int | None = None, **kwargs) -> PreTrainedModel:
     """A vision model from the Hub or a local folder, without a pooler that no one trained.
 
     Args:
         name_or_path: Hub id (timm's ids too) or folder.
+        image_size: side of the images it will get, where that may not be its own. Position embeddings are
+            interpolated for them; a timm model has to be built for that.
         kwargs: passed to `from_pretrained` (`revision`, `token`, `dtype`, `cache_dir`, …).
     """
     hub_kwargs = {k: kwargs[k] for k in ("revision", "token", "cache_dir", "local_files_only") if k in kwargs}
@@ -48,15 +50,21 @@ def load_vision_model(name_or_path: str, **kwargs) -> PreTrainedModel:
     tower = _VISION_TOWERS.get(config.model_type)
     if tower is not None:
         return tower.from_pretrained(name_or_path, **kwargs)
+    if config.model_type == "timm_wrapper" and image_size is not None:
+        config.model_args = {**(config.model_args or {}), "dynamic_img_size": True}
+        kwargs["config"] = config
     return AutoModel.from_pretrained(name_or_path, **_without_pooler(config), **kwargs)
 
 
-def build_student(teacher_config: PretrainedConfig, size: str | StudentSize) -> PreTrainedModel:
+def build_student(
+    teacher_config: PretrainedConfig, size: str | StudentSize, *, image_size: int | None = None
+) -> PreTrainedModel:
     """A student from scratch: the teacher's family and patch size at another width and depth.
 
     Args:
         teacher_config: config of the teacher; everything but the sizes is inherited.
         size: a name in `STUDENT_SIZES` or a [`StudentSize`].
+        image_size: side of the images its position embeddings are made for; default: the teacher's.
 
     Raises:
         ValueError: an unknown name.
@@ -73,11 +81,15 @@ def build_student(teacher_config: PretrainedConfig, size: str | StudentSize) -> 
             "depth": size.num_hidden_layers,
             "num_heads": size.num_attention_heads,
         }
+        if image_size is not None:
+            config.model_args["img_size"] = image_size
     else:
         ratio = getattr(config, "intermediate_size", 0) / config.hidden_size
         config.hidden_size = size.hidden_size
         config.num_hidden_layers = size.num_hidden_layers
         config.num_attention_heads = size.num_attention_heads
+        if image_size is not None:
+            config.image_size = image_size
         if hasattr(config, "intermediate_size"):
             config.intermediate_size = round(ratio * size.hidden_size)
         if hasattr(config, "pooler_output_size"):

@@ -42,6 +42,12 @@ class TimmBackbone(VisionBackbone):
         return cls + ("register",) * (self.model.num_prefix_tokens - len(cls))
 
     def embed(self, pixel_values: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        size = tuple(pixel_values.shape[-2:])
+        if size != self.image_size and not self.model.dynamic_img_size:
+            raise ValueError(
+                f"This timm model was built for images of {self.image_size[0]}x{self.image_size[1]} pixels, got "
+                f"{size[0]}x{size[1]}: load it by singer_hf.load_vision_model(..., image_size={size[0]})."
+            )
         hidden = self.model._pos_embed(self.model.patch_embed(pixel_values))
         return self.model.norm_pre(self.model.patch_drop(hidden)), {}
 

@@ -17,7 +17,7 @@ from .errors import (
 )
 from .loading import load_images
 from .normalization import PixelNormalization
-from .processors import input_size, processor_for
+from .processors import input_size, processor_for, processor_to_save
 from .sampler import EpochSampler
 from .seeding import sample_seed, seeded
 from .streaming import StreamingDistillationDataset
@@ -41,6 +41,7 @@ __all__ = [
     "input_size",
     "load_images",
     "processor_for",
+    "processor_to_save",
     "sample_seed",
     "seeded",
     "train_transform",

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
+
+import PIL.Image
+from transformers import BitImageProcessor, PretrainedConfig
 
 from .normalization import PixelNormalization
 from .transforms import Size, height_width
@@ -39,7 +43,7 @@ def processor_for(processor: Any, size: Size | None = None, normalization: Pixel
             two; a resize by shortest edge is made to cover the longer side of a size that is not square.
         normalization: rescaling, mean and std to put in.
 
-    A `TimmWrapperImageProcessor` cannot be saved by itself: its settings live in the model's `config.json`.
+    A `TimmWrapperImageProcessor` cannot be saved by itself: see [`processor_to_save`].
     """
     processor = copy.deepcopy(processor)
     if getattr(processor, "data_config", None) is not None:
@@ -51,6 +55,30 @@ def processor_for(processor: Any, size: Size | None = None, normalization: Pixel
         processor.do_normalize = True
         processor.image_mean, processor.image_std = list(normalization.image_mean), list(normalization.image_std)
     return processor
+
+
+def processor_to_save(processor: Any, config: PretrainedConfig) -> Any:
+    """The processor in the form in which it is saved with a model of `config`.
+
+    A `TimmWrapperImageProcessor` has no file of its own: for a timm model its settings are written into `config`,
+    from where `AutoImageProcessor` reads them; beside any other model its equal of transformers takes its place. Other
+    processors are returned as they are.
+    """
+    settings = getattr(processor, "data_config", None)
+    if settings is None:
+        return processor
+    if config.model_type == "timm_wrapper":
+        config.pretrained_cfg = {**(getattr(config, "pretrained_cfg", None) or {}), **settings}
+        return processor
+    height, width = settings["input_size"][-2:]
+    shortest_edge = math.floor(min(height, width) / settings["crop_pct"])  # as timm.data.transforms_imagenet_eval
+    return BitImageProcessor(
+        size={"shortest_edge": shortest_edge},
+        crop_size={"height": height, "width": width},
+        resample=PIL.Image.Resampling[settings["interpolation"].upper()],
+        image_mean=list(settings["mean"]),
+        image_std=list(settings["std"]),
+    )
 
 
 def _set_size(processor: Any, height: int, width: int) -> None:

@@ -2,17 +2,20 @@ import json
 
 import pytest
 import torch
+from families import tiny_model
 from samples import make_image
 from test_normalization import timm_processor
 from transformers import (
+    AutoImageProcessor,
     BitImageProcessor,
     CLIPImageProcessor,
     DINOv3ViTImageProcessor,
     SiglipImageProcessor,
+    ViTConfig,
     ViTImageProcessor,
 )
 
-from singer_hf.data import PixelNormalization, input_size, processor_for
+from singer_hf.data import PixelNormalization, input_size, processor_for, processor_to_save
 
 PROCESSORS = {
     "ViT": (ViTImageProcessor, (224, 224)),
@@ -85,3 +88,26 @@ def test_unstated_size_is_an_error():
 def test_timm_can_only_rescale_by_255():
     with pytest.raises(ValueError, match="1/255"):
         processor_for(timm_processor(), normalization=PixelNormalization(0.5, 0.5, rescale=1.0))
+
+
+def test_a_timm_processor_is_saved_in_the_config_of_a_timm_model(tmp_path):
+    processor = processor_for(timm_processor(), size=64, normalization=PixelNormalization((0.1, 0.2, 0.3), 0.7))
+    model = tiny_model("timm_augreg")
+    assert processor_to_save(processor, model.config) is processor
+    model.save_pretrained(tmp_path)
+    loaded = AutoImageProcessor.from_pretrained(tmp_path)
+    assert loaded.data_config == processor.data_config
+    assert input_size(loaded) == (64, 64)
+
+
+@pytest.mark.parametrize("crop_pct", [1.0, 0.9])
+def test_beside_another_model_a_timm_processor_becomes_its_equal(tmp_path, crop_pct):
+    processor = timm_processor(crop_pct=crop_pct)
+    saved = processor_to_save(processor, ViTConfig())
+    saved.save_pretrained(tmp_path)
+    image = make_image(0, (70, 90))
+    expected = processor(image, return_tensors="pt")["pixel_values"]
+    found = AutoImageProcessor.from_pretrained(tmp_path)(image, return_tensors="pt")["pixel_values"]
+    assert found.shape == expected.shape
+    assert (found - expected).abs().mean() < 0.02  # PIL here, perhaps torchvision there: they resize a little apart
+    assert found.mean(dim=(0, 2, 3)) == pytest.approx(expected.mean(dim=(0, 2, 3)), abs=0.01)
