@@ -23,7 +23,7 @@ from transformers import (
 from .adapter import NullspaceLoraConfig
 from .arguments import DistillationArguments
 from .backbones import load_vision_model
-from .checkpoint import load_distillation, save_distillation
+from .checkpoint import copy_parts_beside_student, load_distillation, save_distillation
 from .data import (
     DistillationDataset,
     EpochSampler,
@@ -274,6 +274,12 @@ class DistillationTrainer(Trainer):
         # In place of Trainer's pickled training_args.bin: readable, and nothing to unpickle. Tokens are left out.
         with open(os.path.join(output_dir, "training_args.json"), "w", encoding="utf-8") as file:
             file.write(self.args.to_json_string())
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        # Trainer copies the files it knows from the checkpoint to the folder that it pushes; the rest is ours.
+        if self.is_world_process_zero():
+            copy_parts_beside_student(checkpoint_folder, self.args.output_dir)
+        super()._push_from_checkpoint(checkpoint_folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         load_distillation(self.model, resume_from_checkpoint)
