@@ -195,7 +195,10 @@ def main(argv: list[str] | None = None) -> None:
         if trainer.is_world_process_zero():
             print(estimate_run(trainer))
         return
-    result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    resume = args.resume_from_checkpoint
+    if resume is not None and resume.lower() == "true":  # the newest checkpoint in output_dir
+        resume = True
+    result = trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
     trainer.save_state()
     metrics = result.metrics

@@ -84,7 +84,7 @@ class DistillationTrainer(Trainer):
         optimizers: tuple = (None, None),
     ):
         args = DistillationArguments("distillation_output") if args is None else args
-        _require_one_world(args)
+        _check_processes(args)
         set_seed(args.seed)  # before projectors and adapter draw their weights
         student = load_vision_model(model) if isinstance(model, str) else model
         teacher = load_vision_model(teacher_model) if isinstance(teacher_model, str) else teacher_model
@@ -311,7 +311,13 @@ def _adjusted_processor(processor: Any, args: DistillationArguments) -> Any:
     return processor_for(processor, size=size, normalization=normalization)
 
 
-def _require_one_world(args: DistillationArguments) -> None:
+def _check_processes(args: DistillationArguments) -> None:
+    """One process a device, all in one world."""
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"One process sees {args.n_gpu} GPUs, which Trainer would use by DataParallel: launch one process a GPU "
+            f"with `accelerate launch --multi_gpu --num_processes {args.n_gpu}`, or set CUDA_VISIBLE_DEVICES=0."
+        )
     launched = int(os.environ.get("WORLD_SIZE", 1))
     if launched != args.world_size:
         raise ValueError(

@@ -8,6 +8,8 @@ from families import tiny_vit, vit_processor
 from images import image_dataset
 from transformers import AutoModel
 
+from singer_hf import CheckpointError
+
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "examples"))
 import distill  # noqa: E402
@@ -77,6 +79,19 @@ def test_a_stream_is_distilled(command):
 def test_a_student_from_scratch_of_a_named_size(command):
     distill.main(command(student="tiny", max_steps=1))
     assert AutoModel.from_pretrained(command.folder / "out", add_pooling_layer=False).config.hidden_size == 192
+
+
+def test_a_run_goes_on_from_its_newest_checkpoint(command):
+    distill.main(command(save_strategy="steps", save_steps=1, logging_steps=1))
+    distill.main(command(max_steps=3, resume_from_checkpoint="true", logging_steps=1))
+    history = json.loads((command.folder / "out" / "trainer_state.json").read_text())["log_history"]
+    assert [entry["step"] for entry in history if "loss" in entry] == [1, 2, 3]
+    assert history[-1]["step"] == 3
+
+
+def test_a_checkpoint_that_is_not_there(command):
+    with pytest.raises((ValueError, CheckpointError, OSError), match="nowhere"):
+        distill.main(command(resume_from_checkpoint=str(command.folder / "nowhere")))
 
 
 def test_a_dry_run_prints_and_stops(command, capsys):

@@ -533,6 +533,14 @@ def test_processes_that_do_not_see_each_other(tmp_path, monkeypatch):
         DistillationTrainer(tiny_vit(), tiny_vit(), args, train_dataset=image_dataset())
 
 
+def test_several_gpus_in_one_process(tmp_path):
+    args = arguments(tmp_path)
+    assert args.n_gpu == 0
+    args._n_gpu = 2
+    with pytest.raises(ValueError, match="accelerate launch --multi_gpu --num_processes 2"):
+        DistillationTrainer(tiny_vit(), tiny_vit(), args, train_dataset=image_dataset())
+
+
 def test_models_without_an_image_processor(tmp_path):
     with pytest.raises(ValueError, match="Neither model comes with an image processor"):
         DistillationTrainer(tiny_vit(), tiny_vit(), arguments(tmp_path), train_dataset=image_dataset())
