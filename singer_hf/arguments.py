@@ -56,7 +56,10 @@ class DistillationArguments(TrainingArguments):
         metadata={"help": "Distilled teacher blocks, 0-based. Default: the objective's, for singer 17 and 23 of 24."},
     )
     student_layers: Optional[list[int]] = field(
-        default=None, metadata={"help": "The student block of each, in order. Default: matched by relative depth."}
+        default=None,
+        metadata={
+            "help": "The student block of each, in the order of teacher_layers. Default: matched by relative depth."
+        },
     )
     layer_matching: Optional[str] = field(
         default=None,

@@ -55,19 +55,21 @@ def match_layers(
         teacher_blocks: L_T, blocks of the teacher.
         student_blocks: L_S, blocks of the student.
         matching: a name in `LAYER_MATCHINGS`.
-        student_layers: named by the user: they win, one for each teacher layer.
+        student_layers: named by the user: they win, one for each teacher layer in the order these were given.
 
     Raises:
         ValueError: a layer out of range or named twice, more teacher layers than student blocks, an unknown matching.
     """
-    teacher_layers = check_layers(teacher_layers, teacher_blocks, "teacher layer")
+    named = list(teacher_layers)
+    teacher_layers = check_layers(named, teacher_blocks, "teacher layer")
     if student_layers is not None:
-        if len(student_layers) != len(teacher_layers):
+        if len(student_layers) != len(named):
             raise ValueError(
-                f"{len(student_layers)} student layers {list(student_layers)} for {len(teacher_layers)} teacher "
-                f"layers {teacher_layers}: name one student layer for each teacher layer."
+                f"{len(student_layers)} student layers {list(student_layers)} for {len(named)} teacher "
+                f"layers {named}: name one student layer for each teacher layer."
             )
-        return check_layers(student_layers, student_blocks, "student layer")
+        check_layers(student_layers, student_blocks, "student layer")
+        return [student for _, student in sorted(zip(named, student_layers, strict=True))]
     if len(teacher_layers) > student_blocks:
         raise ValueError(
             f"{len(teacher_layers)} teacher layers {teacher_layers} need as many distinct student blocks, but the "

@@ -38,6 +38,12 @@ def test_the_last_block_meets_the_last_block():
 
 def test_layers_named_by_the_user_win():
     assert match_layers([1, 3], 4, 4, student_layers=[0, 2]) == [0, 2]
+    assert match_layers([1, 3], 4, 4, student_layers=[2, 0]) == [2, 0]
+
+
+def test_pairs_named_by_the_user_stay_pairs():
+    """The result goes with the sorted teacher layers."""
+    assert match_layers([3, 1], 4, 4, student_layers=[2, 0]) == [0, 2]
 
 
 @pytest.mark.parametrize(

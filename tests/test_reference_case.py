@@ -1,13 +1,19 @@
 """Our implementation against one recorded step of the released code."""
 
+import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from families import tiny_vit
+from safetensors.torch import save_file
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-from reference_case import run_case
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "reference_case.py"
+sys.path.insert(0, str(SCRIPT.parent))
+from reference_case import run_case  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -51,3 +57,36 @@ def test_the_recorded_adapters_follow_our_reference_rule(case):
         ours, recorded = blocks[layer].lora_B["default"].weight, tensors[f"adapter.{layer}.down"]
         # Singular vectors have no sign of their own.
         torch.testing.assert_close((ours.T @ recorded).abs(), torch.eye(meta["rank"]), rtol=0, atol=1e-3)
+
+
+def test_a_case_of_other_sizes_without_expected_results(tmp_path):
+    """Three layers, other widths and depths, no adapters, no gradients, no results, no ViTKD."""
+    torch.manual_seed(0)
+    sizes = {
+        "teacher": {"img": 32, "patch": 8, "dim": 24, "depth": 5, "heads": 3},
+        "student": {"img": 32, "patch": 8, "dim": 12, "depth": 3, "heads": 2},
+    }
+    layers = [1, 3, 4]
+    tensors = {"pixel_values": torch.randn(2, 3, 32, 32)}
+    for name, options in sizes.items():
+        config = {"hidden_size": options["dim"], "num_hidden_layers": options["depth"]}
+        model = tiny_vit(**config, num_attention_heads=options["heads"], intermediate_size=4 * options["dim"])
+        tensors |= {f"{name}.{key}": tensor for key, tensor in model.state_dict().items()}
+    for layer in layers:
+        tensors |= {f"projector.{layer}.weight": torch.randn(24, 12), f"projector.{layer}.bias": torch.randn(24)}
+    meta = {**sizes, "teacher_layers": layers, "student_layers": [0, 1, 2], "rank": 4, "outlier_quantile": 0.9}
+    meta = {key: json.dumps(value) for key, value in (meta | {"loss_weights": [1.0, 0.5, 2.0]}).items()}
+    save_file(tensors, tmp_path / "case.safetensors", metadata=meta)
+    for variant in ("reference", "paper"):
+        command = [sys.executable, SCRIPT, tmp_path / "case.safetensors", "--variant", variant]
+        printed = subprocess.run(command, check=True, capture_output=True, text=True, env=environment()).stdout
+        result = json.loads(printed)
+        wanted = {"loss_kd", "loss_outlier", "loss_info", "fitnet_loss"}
+        assert set(result) == (wanted if variant == "reference" else wanted | {"kd", "outlier", "info"})
+        assert all(value > 0 for value in result.values())
+    assert result["loss_outlier"] == pytest.approx(0.5 * result["outlier"])
+    assert result["loss_info"] == pytest.approx(2 * result["info"])
+
+
+def environment():
+    return os.environ | {"PYTHONPATH": str(SCRIPT.parents[1])}

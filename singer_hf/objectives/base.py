@@ -75,9 +75,10 @@ class Objective(nn.Module, ABC):
     ):
         super().__init__()
         self.teacher, self.student = teacher, student
+        teacher_layers = list(teacher_layers)
         self.teacher_layers = sorted(teacher_layers)
         self.student_layers = match_layers(
-            self.teacher_layers,
+            teacher_layers,
             teacher.num_blocks,
             student.num_blocks,
             matching=layer_matching or self.default_layer_matching,

@@ -25,7 +25,7 @@ def build_objective(
     """The objective that the arguments name, and the teacher with the adapter that it trains.
 
     Raises:
-        ValueError: layers named twice over and differently, an adapter for an objective that uses none.
+        ValueError: layers named twice over and differently, two adapters, an adapter for an objective that uses none.
     """
     kind = objective_class(args.objective)
     carried = teacher.active_peft_config if isinstance(teacher, PeftModel) else None
@@ -33,6 +33,8 @@ def build_objective(
         raise ValueError(
             f"objective={args.objective!r} uses no adapter: leave peft_config out and pass the plain teacher."
         )
+    if carried and peft_config:
+        raise ValueError("The teacher already carries an adapter, which is trained on: leave peft_config out.")
     backbone = vision_backbone(teacher)
     layers = args.teacher_layers
     named = next((config.layers_to_transform for config in (carried, peft_config) if config is not None), None)
