@@ -17,6 +17,7 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +34,12 @@ import singer_hf
 from singer_hf import (
     DistillationArguments,
     DistillationTrainer,
-    NullspaceLoraConfig,
     StudentSize,
     build_student,
     estimate_run,
     vision_backbone,
 )
 from singer_hf.losses import patch_norms
-from singer_hf.objectives import objective_class
 from singer_hf.planting import norm_profile
 from singer_hf.plots import NormPanel, patch_norms_figure
 
@@ -64,12 +63,13 @@ DEMO_OPTIONS = {
 """The paper's recipe but for these. Options on the command line win over them."""
 
 
-def run_demo(script: Any, args: DistillationArguments) -> dict[str, Any]:
+def run_demo(script: Any, args: DistillationArguments, adapter_config: Callable) -> dict[str, Any]:
     """Teacher, students, probe, picture and table; returns what it writes to metrics.json.
 
     Args:
         script: the script's options; the adapter's (`lora_r`, …) and `dry_run` are read.
         args: training options. `args.objective` is run, and FitNet beside it.
+        adapter_config: the script's, from options to the adapter's configuration.
     """
     start = time.perf_counter()
     torch.set_num_threads(max(1, os.cpu_count() // args.world_size))  # accelerate's launcher leaves a process one
@@ -77,7 +77,7 @@ def run_demo(script: Any, args: DistillationArguments) -> dict[str, Any]:
     train, test = digits_datasets()
     if script.dry_run:
         teacher, processor = new_teacher(train.features["label"].names)
-        print(estimate_run(_trainer(args.objective, script, args, teacher, processor, train, test)))
+        print(estimate_run(_trainer(args, adapter_config(script, args), teacher, processor, train, test)))
         return {}
     show = args.process_index == 0
     teacher, processor, report = train_teacher(train, test, seed=args.seed, progress=show and not args.disable_tqdm)
@@ -88,7 +88,9 @@ def run_demo(script: Any, args: DistillationArguments) -> dict[str, Any]:
     rows = {"teacher": _measure(teacher, processor, train, test)}
     panels, losses = [], {}
     for objective in dict.fromkeys((args.objective, "fitnet")):
-        trainer = _trainer(objective, script, args, copy.deepcopy(teacher), processor, train, test)
+        own = copy.copy(args)
+        own.objective, own.output_dir = objective, str(Path(args.output_dir, objective))
+        trainer = _trainer(own, adapter_config(script, own), copy.deepcopy(teacher), processor, train, test)
         if "student, untrained" not in rows:
             rows["student, untrained"] = _measure(trainer.student, processor, train, test)
         trainer.train()
@@ -114,18 +116,7 @@ def run_demo(script: Any, args: DistillationArguments) -> dict[str, Any]:
     return metrics
 
 
-def _trainer(objective: str, script, args, teacher, processor, train, test) -> DistillationTrainer:
-    args = copy.copy(args)
-    args.objective, args.output_dir = objective, str(Path(args.output_dir, objective))
-    adapter = None
-    if objective_class(objective).uses_adapter:
-        adapter = NullspaceLoraConfig(
-            r=script.lora_r,
-            lora_alpha=script.lora_alpha,
-            layers_to_transform=args.teacher_layers,
-            init_lora_weights=script.init_lora_weights or objective_class(objective).default_init_lora_weights,
-            fold_layer_norm=script.fold_layer_norm,
-        )
+def _trainer(args: DistillationArguments, adapter, teacher, processor, train, test) -> DistillationTrainer:
     transformers.set_seed(args.seed)  # so that all students start from the same weights
     return DistillationTrainer(
         build_student(teacher.config, STUDENT),

@@ -16,12 +16,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Literal, Optional
 
 import yaml
-from transformers import AutoImageProcessor, HfArgumentParser, set_seed
+from transformers import HfArgumentParser, set_seed
 
 from singer_hf import (
     STUDENT_SIZES,
@@ -32,7 +32,7 @@ from singer_hf import (
     estimate_run,
     load_vision_model,
 )
-from singer_hf.data import find_image_column, load_images
+from singer_hf.data import find_processor, load_images
 from singer_hf.objectives import objective_class
 
 
@@ -42,7 +42,9 @@ class ScriptArguments:
 
     teacher: Optional[str] = field(default=None, metadata={"help": "Teacher: Hub id (timm's too) or local folder."})
     teacher_revision: Optional[str] = field(default=None, metadata={"help": "Branch, tag or commit of the teacher."})
-    teacher_dtype: str = field(default="float32", metadata={"help": "Precision of the teacher's weights."})
+    teacher_dtype: Literal["float32", "bfloat16", "float16"] = field(
+        default="float32", metadata={"help": "Precision of the teacher's weights."}
+    )
     student: Optional[str] = field(
         default=None,
         metadata={
@@ -86,29 +88,58 @@ class ScriptArguments:
 def parse_arguments(
     argv: list[str], defaults: dict[str, Any] | None = None
 ) -> tuple[ScriptArguments, DistillationArguments]:
-    """Options from the command line, over a `--config` file's (YAML or JSON), over `defaults`, over the classes'.
+    """Options from the command line, over a `--config` file's (YAML or JSON), over `defaults`, over the classes' own.
 
-    Unknown options are errors.
+    All of them go through one parser, so that a file's values are checked as the command line's are.
     """
-    head = argparse.ArgumentParser(add_help=False)
-    head.add_argument("--config")
-    config_file, rest = head.parse_known_args(argv)
     parser = HfArgumentParser(
         (ScriptArguments, DistillationArguments),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", help="YAML or JSON file with any of these options.")
-    parser.set_defaults(**(defaults or {}))
-    if config_file.config is not None:
-        options = yaml.safe_load(Path(config_file.config).read_text(encoding="utf-8")) or {}
-        known = {action.dest for action in parser._actions}
-        unknown = sorted(set(options) - known)
-        if unknown:
-            parser.error(f"{config_file.config} has unknown options: {', '.join(unknown)}")
-        parser.set_defaults(**options)
-    script, args, *_ = parser.parse_args_into_dataclasses(rest, look_for_args_file=False)
+    head = argparse.ArgumentParser(add_help=False)
+    head.add_argument("--config")
+    path = head.parse_known_args(argv)[0].config
+    options = dict(defaults or {})
+    if path is not None:
+        try:
+            options |= read_config(path, known={action.dest for action in parser._actions})
+        except ConfigError as error:
+            parser.error(str(error))
+    script, args, *_ = parser.parse_args_into_dataclasses([*as_flags(options), *argv], look_for_args_file=False)
     return script, args
+
+
+class ConfigError(ValueError):
+    """A configuration file that cannot be used."""
+
+
+def read_config(path: str, known: set[str]) -> dict[str, Any]:
+    """Options of a YAML or JSON file, each with a name in `known`."""
+    try:
+        options = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read as YAML or JSON: {error}") from error
+    if not isinstance(options, dict):
+        raise ConfigError(f"{path} holds {type(options).__name__}; expected options as `name: value`.")
+    unknown = sorted(str(name) for name in set(options) - known)
+    if unknown:
+        raise ConfigError(f"{path} has unknown options: {', '.join(unknown)}")
+    return options
+
+
+def as_flags(options: dict[str, Any]) -> list[str]:
+    """`{"a": 0.1, "b": [1, 2], "c": None}` -> `["--a", "0.1", "--b", "1", "2"]`; None stands for the default."""
+    flags = []
+    for name, value in options.items():
+        if value is None:
+            continue
+        if isinstance(value, dict):
+            value = json.dumps(value)
+        values = value if isinstance(value, list) else [value]
+        flags += [f"--{name}", *map(str, values)]
+    return flags
 
 
 def load_data(script: ScriptArguments):
@@ -123,11 +154,12 @@ def load_data(script: ScriptArguments):
     )
     if script.eval_split is None and script.eval_dataset is None:
         return train, None
+    same = script.eval_dataset is None
     held_out = load_images(
-        script.eval_dataset or script.dataset,
+        script.dataset if same else script.eval_dataset,
         split=script.eval_split or script.train_split,
-        config_name=script.dataset_config,
-        revision=script.dataset_revision,
+        config_name=script.dataset_config if same else None,
+        revision=script.dataset_revision if same else None,
         max_samples=script.max_eval_samples,
     )
     return train, held_out
@@ -139,7 +171,7 @@ def build_trainer(script: ScriptArguments, args: DistillationArguments) -> Disti
     teacher = load_vision_model(
         script.teacher, image_size=args.image_size, revision=script.teacher_revision, dtype=script.teacher_dtype
     )
-    teacher_processor = AutoImageProcessor.from_pretrained(script.teacher, revision=script.teacher_revision)
+    teacher_processor = find_processor(script.teacher, teacher.config, revision=script.teacher_revision)
     if script.student is None or script.student in STUDENT_SIZES:
         student = build_student(teacher.config, script.student or "tiny", image_size=args.image_size)
         student_processor = teacher_processor
@@ -147,20 +179,9 @@ def build_trainer(script: ScriptArguments, args: DistillationArguments) -> Disti
         student = load_vision_model(
             script.student, image_size=args.image_size, revision=script.student_revision, dtype="float32"
         )
-        student_processor = AutoImageProcessor.from_pretrained(script.student, revision=script.student_revision)
+        student_processor = find_processor(script.student, student.config, revision=script.student_revision)
     with args.main_process_first(desc="preparing the data"):  # the others read its cache
         train, held_out = load_data(script)
-    args.image_column = find_image_column(train, wanted=args.image_column)
-    objective = objective_class(args.objective)
-    adapter = None
-    if objective.uses_adapter:
-        adapter = NullspaceLoraConfig(
-            r=script.lora_r,
-            lora_alpha=script.lora_alpha,
-            layers_to_transform=args.teacher_layers,
-            init_lora_weights=script.init_lora_weights or objective.default_init_lora_weights,
-            fold_layer_norm=script.fold_layer_norm,
-        )
     callbacks = []
     if script.early_stopping_patience is not None:
         from transformers import EarlyStoppingCallback
@@ -174,22 +195,50 @@ def build_trainer(script: ScriptArguments, args: DistillationArguments) -> Disti
         eval_dataset=held_out,
         processing_class=student_processor,
         teacher_processing_class=teacher_processor,
-        peft_config=adapter,
+        peft_config=adapter_config(script, args),
         callbacks=callbacks,
     )
+
+
+def adapter_config(script: ScriptArguments, args: DistillationArguments) -> NullspaceLoraConfig | None:
+    """The adapter that the options describe, `None` where the objective uses none."""
+    objective = objective_class(args.objective)
+    if not objective.uses_adapter:
+        return None
+    return NullspaceLoraConfig(
+        r=script.lora_r,
+        lora_alpha=script.lora_alpha,
+        layers_to_transform=args.teacher_layers,
+        init_lora_weights=script.init_lora_weights or objective.default_init_lora_weights,
+        init_seed=args.seed,
+        fold_layer_norm=script.fold_layer_norm,
+    )
+
+
+def check_demo_options(script: ScriptArguments, args: DistillationArguments) -> None:
+    """Stops where options were given that the demonstration, with models and images of its own, does not read."""
+    read = {"lora_r", "lora_alpha", "init_lora_weights", "fold_layer_norm", "dry_run"}
+    unread = [f.name for f in fields(script) if f.name not in read and getattr(script, f.name) != f.default]
+    unread += [name for name in ("resume_from_checkpoint", "push_to_hub") if getattr(args, name)]
+    if unread:
+        raise SystemExit(
+            f"--teacher and --dataset are missing. Without them the demonstration runs, which does not read "
+            f"{', '.join('--' + name for name in unread)}."
+        )
 
 
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     script, args = parse_arguments(argv)
-    if script.teacher is None and script.student is None and script.dataset is None:
+    if script.teacher is None and script.dataset is None:
         from digits_demo import DEMO_OPTIONS, run_demo
 
-        run_demo(*parse_arguments(argv, DEMO_OPTIONS))
+        check_demo_options(script, args)
+        run_demo(*parse_arguments(argv, DEMO_OPTIONS), adapter_config)
         return
     if script.teacher is None or script.dataset is None:
         missing = "--teacher" if script.teacher is None else "--dataset"
-        raise SystemExit(f"{missing} is missing. Without teacher, student and dataset, the demonstration runs.")
+        raise SystemExit(f"{missing} is missing. Without teacher and dataset, the demonstration runs.")
     trainer = build_trainer(script, args)
     if script.dry_run:
         if trainer.is_world_process_zero():

@@ -80,7 +80,9 @@ class DistillationArguments(TrainingArguments):
     vitkd_mask_ratio: float = field(default=0.5, metadata={"help": "vitkd: λ, share of masked patches (0.5)."})
 
     # -- images -------------------------------------------------------------------------------------------------------
-    image_column: str = field(default="image", metadata={"help": "Column of the images."})
+    image_column: Optional[str] = field(
+        default=None, metadata={"help": "Column of the images. Default: image, else the only column of images."}
+    )
     label_column: Optional[str] = field(
         default=None, metadata={"help": "Column of integer labels in the evaluation split, for its k-NN accuracy."}
     )
@@ -121,6 +123,9 @@ class DistillationArguments(TrainingArguments):
             self.lr_scheduler_kwargs = {"min_lr_rate": 1e-4}
         # Trainer's filter replaces a NaN loss in the log by the mean of earlier ones; here a NaN stops the run.
         self.logging_nan_inf_filter = False
+        if self.load_best_model_at_end and self.metric_for_best_model is None:
+            # Trainer's choice, the loss, is a mean over batches and so depends a little on how they are dealt out.
+            self.metric_for_best_model = "gram_distance"
         if self.metric_for_best_model is not None and self.greater_is_better is None:
             # Trainer takes only names that end in "loss" as lower-is-better, which forgets eval_loss_kd and distances.
             name = self.metric_for_best_model
@@ -139,9 +144,10 @@ class DistillationArguments(TrainingArguments):
         for name in weights:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
-        for name in ("min_crop_scale", "vitkd_mask_ratio"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in (0, 1], got {getattr(self, name)}.")
+        if not 0 < self.min_crop_scale <= 1:
+            raise ValueError(f"min_crop_scale must lie in (0, 1], got {self.min_crop_scale}.")
+        if not 0 < self.vitkd_mask_ratio < 1:
+            raise ValueError(f"vitkd_mask_ratio must lie strictly between 0 and 1, got {self.vitkd_mask_ratio}.")
         if not 0 <= self.flip_probability <= 1:
             raise ValueError(f"flip_probability must lie in [0, 1], got {self.flip_probability}.")
         for name in ("knn_neighbors", "image_size"):
@@ -150,6 +156,9 @@ class DistillationArguments(TrainingArguments):
                 raise ValueError(f"{name} must be at least 1, got {value}.")
         if self.shuffle_buffer_size < 0:
             raise ValueError(f"shuffle_buffer_size must not be negative, got {self.shuffle_buffer_size}.")
+        for name in ("teacher_layers", "student_layers"):
+            if getattr(self, name) == []:
+                raise ValueError(f"{name} is empty: name at least one block, or leave it out for the default.")
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns=True would drop the image column: leave it False.")
 

@@ -42,9 +42,7 @@ def save_distillation(distiller: Distiller, folder: str | Path, state_dict: dict
     objective = {name: tensor.contiguous() for name, tensor in _part(state, "objective.").items()}
     save_file(objective, folder / OBJECTIVE_FILE, metadata={"format": "pt", "objective": distiller.objective.name})
     if distiller.objective.uses_adapter:
-        distiller.teacher.save_pretrained(
-            folder / ADAPTER_FOLDER, state_dict=_part(state, "teacher."), save_embedding_layers=False
-        )
+        _save_adapter(distiller.teacher, folder / ADAPTER_FOLDER, _part(state, "teacher."))
 
 
 def load_distillation(distiller: Distiller, folder: str | Path) -> None:
@@ -82,11 +80,21 @@ def _existing(path: Path) -> Path:
     return path
 
 
+def _save_adapter(teacher: PeftModel, folder: Path, state: dict[str, Tensor]) -> None:
+    name = teacher.active_adapter
+    teacher.save_pretrained(folder, selected_adapters=[name], state_dict=state, save_embedding_layers=False)
+    if name != "default":  # which PEFT writes into a folder of that name
+        for path in (folder / name).iterdir():
+            path.replace(folder / path.name)
+        (folder / name).rmdir()
+
+
 def _load_student(student: PreTrainedModel, folder: Path) -> None:
     # Through from_pretrained and not load_state_dict: transformers saves some models under older names of their
     # weights, which only from_pretrained maps back (transformers 5.23; Trainer's own resume then skips them silently).
     _existing(folder / "config.json")
-    loaded, info = type(student).from_pretrained(folder, dtype=student.dtype, output_loading_info=True)
+    no_pooler = {"add_pooling_layer": False} if getattr(student, "pooler", student) is None else {}
+    loaded, info = type(student).from_pretrained(folder, dtype=student.dtype, output_loading_info=True, **no_pooler)
     wanted = student.state_dict()
     missing = sorted(set(info["missing_keys"]) & set(wanted))
     if missing:

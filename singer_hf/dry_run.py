@@ -138,6 +138,8 @@ def _measure(trainer: DistillationTrainer, repetitions: int) -> tuple[float, int
         return tensor
 
     model = trainer.model.to(device).train()
+    if trainer.args.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
     times = []
     for repetition in range(repetitions + 1):
         _wait(device)

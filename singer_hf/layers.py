@@ -68,7 +68,8 @@ def match_layers(
                 f"{len(student_layers)} student layers {list(student_layers)} for {len(named)} teacher "
                 f"layers {named}: name one student layer for each teacher layer."
             )
-        check_layers(student_layers, student_blocks, "student layer")
+        for layer in student_layers:  # one at a time: a student layer may learn from several teacher layers
+            check_layers([layer], student_blocks, "student layer")
         return [student for _, student in sorted(zip(named, student_layers, strict=True))]
     if len(teacher_layers) > student_blocks:
         raise ValueError(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import (
-    AutoImageProcessor,
     EvalPrediction,
     PreTrainedModel,
     Trainer,
     TrainerCallback,
+    TrainerState,
     set_seed,
 )
+from transformers.trainer import TRAINER_STATE_NAME
 
 from .adapter import NullspaceLoraConfig
 from .arguments import DistillationArguments
@@ -30,6 +32,8 @@ from .data import (
     PixelNormalization,
     StreamingDistillationDataset,
     eval_transform,
+    find_image_column,
+    find_processor,
     input_size,
     processor_for,
     processor_to_save,
@@ -86,8 +90,11 @@ class DistillationTrainer(Trainer):
         args = DistillationArguments("distillation_output") if args is None else args
         _check_processes(args)
         set_seed(args.seed)  # before projectors and adapter draw their weights
-        student = load_vision_model(model) if isinstance(model, str) else model
-        teacher = load_vision_model(teacher_model) if isinstance(teacher_model, str) else teacher_model
+        if isinstance(model, str):
+            model = load_vision_model(model, image_size=args.image_size)
+        if isinstance(teacher_model, str):
+            teacher_model = load_vision_model(teacher_model, image_size=args.image_size)
+        student, teacher = model, teacher_model
         teacher_processor = teacher_processing_class or _own_processor(teacher)
         student_processor = processing_class or _own_processor(student) or teacher_processor
         if teacher_processor is None:
@@ -112,7 +119,7 @@ class DistillationTrainer(Trainer):
         self.untrained = distiller.freeze_unused(self.student_size, self.teacher_size)
         """Parameters of the student that the objective never reaches, and that keep their initial values."""
 
-        self._epoch_aware: list[Any] = []  # samplers and streams of the training data
+        self._samplers: list[EpochSampler] = []
         self._train_means, self._eval_means = RunningMean(), RunningMean()
         self.num_corrupt_images = 0
         super().__init__(
@@ -126,7 +133,7 @@ class DistillationTrainer(Trainer):
             optimizers=optimizers,
         )
         self.label_names = ["labels"]
-        self.add_callback(_SetEpoch(self._epoch_aware))
+        self.add_callback(_SetEpoch(self._samplers))
 
     @property
     def student(self) -> PreTrainedModel:
@@ -147,14 +154,15 @@ class DistillationTrainer(Trainer):
             for size in {self.student_size, self.teacher_size}
         }
         options = self._view_options(transforms) | {
-            "image_column": args.image_column,
+            "image_column": _image_column(dataset, args),
             "seed": args.data_seed if args.data_seed is not None else args.seed,
             "skip_corrupt_images": args.skip_corrupt_images,
         }
         if isinstance(dataset, torch.utils.data.IterableDataset):
-            stream = StreamingDistillationDataset(dataset, shuffle_buffer_size=args.shuffle_buffer_size, **options)
-            self._epoch_aware.append(stream)
-            return stream
+            # Endless, so that a resumed run that skips its first batches is where it was, in whichever pass.
+            return StreamingDistillationDataset(
+                dataset, shuffle_buffer_size=args.shuffle_buffer_size, endless=True, **options
+            )
         images = DistillationDataset(dataset, **options)
         batch = args.train_batch_size * args.world_size
         if args.dataloader_drop_last and len(images) < batch:
@@ -177,7 +185,7 @@ class DistillationTrainer(Trainer):
         return DistillationDataset(
             dataset,
             **self._view_options(transforms),
-            image_column=args.image_column,
+            image_column=_image_column(dataset, args),
             label_column=args.label_column,
             seed=args.seed,
             skip_corrupt_images=args.skip_corrupt_images,
@@ -195,14 +203,25 @@ class DistillationTrainer(Trainer):
         if isinstance(dataset, torch.utils.data.IterableDataset):
             return None
         sampler = EpochSampler(len(dataset), seed=dataset.seed)
-        self._epoch_aware.append(sampler)
+        self._samplers.append(sampler)
         return sampler
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        # dataloader_drop_last is meant for training; Trainer would drop evaluation images too.
+        if eval_dataset is not None and not isinstance(eval_dataset, str | DistillationDataset):
+            eval_dataset = self._evaluation_data(eval_dataset, self.args)
+        with self._every_image():
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        with self._every_image():
+            return super().get_test_dataloader(self._evaluation_data(test_dataset, self.args))
+
+    @contextmanager
+    def _every_image(self) -> Iterator[None]:
+        """dataloader_drop_last is meant for training; Trainer would drop evaluation images too."""
         drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
-            return super().get_eval_dataloader(eval_dataset)
+            yield
         finally:
             self.args.dataloader_drop_last = drop_last
 
@@ -229,10 +248,11 @@ class DistillationTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs:  # a training entry, which every process writes
+        if "loss" in logs or "train_runtime" in logs:  # entries of training, which every process writes
             means, counts = self._train_means.pop(self.accelerator)
-            self.num_corrupt_images += int(counts.pop("corrupt_images", 0))
-            logs |= means
+            self.num_corrupt_images += int(counts.get("corrupt_images", 0))
+            if "loss" in logs:
+                logs |= means
             if self.num_corrupt_images:
                 logs["corrupt_images"] = self.num_corrupt_images
         super().log(logs, start_time)
@@ -246,20 +266,29 @@ class DistillationTrainer(Trainer):
             return loss, None, None
         labels = inputs.get("labels")
         if labels is None:
-            labels = torch.full((len(inputs["pixel_values"]),), -1, device=loss.device)
+            labels = torch.full((len(inputs["pixel_values"]),), -1, device=loss.device)  # Trainer gathers some
         return loss, (outputs["embedding"], outputs["gram_distance"]), labels
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        means, _ = self._eval_means.pop(self.accelerator)
+        means, counts = self._eval_means.pop(self.accelerator)
+        # Trainer's own mean weighs the batches of several processes otherwise than its terms are weighed here.
+        means["loss"] = sum(value for name, value in means.items() if name.startswith("loss_"))
+        if counts.get("corrupt_images"):
+            means["corrupt_images"] = int(counts["corrupt_images"])
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
         return output
 
     def _scores(self, prediction: EvalPrediction) -> dict[str, float]:
         embeddings, distances = prediction.predictions
         scores = {"gram_distance": float(np.mean(distances))}
-        labels = torch.as_tensor(prediction.label_ids)
-        if (labels >= 0).all():
+        if self.args.label_column is not None:
+            labels = torch.as_tensor(prediction.label_ids)
+            if labels.min() < 0:
+                raise ValueError(
+                    f"{int((labels < 0).sum())} of {len(labels)} held-out labels are negative, but k-NN accuracy "
+                    "needs the class of every image: filter them out, or leave label_column out."
+                )
             embeddings = torch.as_tensor(embeddings)
             scores["knn_accuracy"] = knn_accuracy(embeddings, labels, neighbors=self.args.knn_neighbors)
         return scores
@@ -283,6 +312,9 @@ class DistillationTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         load_distillation(self.model, resume_from_checkpoint)
+        state = TrainerState.load_from_json(os.path.join(resume_from_checkpoint, TRAINER_STATE_NAME))
+        counts = [entry["corrupt_images"] for entry in state.log_history if "corrupt_images" in entry]
+        self.num_corrupt_images = counts[-1] if counts else 0
 
     def _load_best_model(self) -> None:
         logger.info("Loading the best checkpoint %s", self.state.best_model_checkpoint)
@@ -290,19 +322,26 @@ class DistillationTrainer(Trainer):
 
 
 class _SetEpoch(TrainerCallback):
-    """Tells samplers and streams the epoch; accelerate's own set_epoch stops at wrapped batch samplers."""
+    """Tells samplers the epoch; accelerate's own set_epoch stops at wrapped batch samplers."""
 
-    def __init__(self, targets: list[Any]):
-        self.targets = targets
+    def __init__(self, samplers: list[EpochSampler]):
+        self.samplers = samplers
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        for target in self.targets:
-            target.set_epoch(int(state.epoch or 0))
+        for sampler in self.samplers:
+            sampler.set_epoch(int(state.epoch or 0))
+
+
+def _image_column(dataset: Any, args: DistillationArguments) -> str:
+    if args.image_column is None and getattr(dataset, "features", None) is not None:
+        return find_image_column(dataset)
+    return args.image_column or "image"
 
 
 def _own_processor(model: nn.Module) -> Any:
-    name = getattr(getattr(model, "config", None), "name_or_path", "")
-    return AutoImageProcessor.from_pretrained(name) if name else None
+    config = getattr(model, "config", None)
+    name = getattr(config, "name_or_path", "")
+    return find_processor(name, config) if name else None
 
 
 def _adjusted_processor(processor: Any, args: DistillationArguments) -> Any:

@@ -182,9 +182,24 @@ def test_a_rank_for_each_layer(teacher):
     assert blocks[1].scaling["default"] == blocks[3].scaling["default"] == 1.0
 
 
-def test_half_precision_teacher_keeps_its_type(teacher):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lora_alpha": 0}, "lora_alpha must be positive, got 0"),
+        ({"null_threshold": -0.1}, "null_threshold must not be negative"),
+        ({"target_modules": "all-linear"}, "name blocks by layers_to_transform"),
+    ],
+)
+def test_values_out_of_range(options, message):
+    with pytest.raises(ValueError, match=message):
+        NullspaceLoraConfig(**options)
+
+
+def test_half_precision_teacher_keeps_its_type_and_the_basis_its_precision(teacher):
     model = get_peft_model(teacher.to(torch.bfloat16), NullspaceLoraConfig(r=4))
-    assert vision_backbone(model).blocks[3].lora_A["default"].weight.dtype == torch.float32
+    down = vision_backbone(model).blocks[3].lora_A["default"].weight
+    assert down.dtype == torch.float32
+    torch.testing.assert_close(down @ down.T, torch.eye(4), rtol=0, atol=1e-6)
     assert model(PIXELS.bfloat16()).last_hidden_state.dtype == torch.bfloat16
 
 

@@ -119,9 +119,18 @@ def test_other_input_sizes_interpolate_positions(teacher):
     assert features.hidden[0].shape[1] == 1 + 30
 
 
-@pytest.mark.parametrize("layers", [[4], [-1], [], [1, 1], [True]])
-def test_impossible_layers_are_named(teacher, layers):
-    with pytest.raises(ValueError, match=r"layer|block"):
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ([4], "layer 4 is out of range: the model has 4 blocks, 0 to 3"),
+        ([-1], "layer -1 is out of range"),
+        ([], "No layer was given"),
+        ([1, 1], r"layers \[1, 1\] name a block twice"),
+        ([True], "layer True is out of range"),
+    ],
+)
+def test_impossible_layers_are_named(teacher, layers, message):
+    with pytest.raises(ValueError, match=message):
         vision_backbone(teacher).features(torch.randn(1, 3, 32, 32), layers)
 
 

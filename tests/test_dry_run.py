@@ -30,6 +30,14 @@ def test_more_images_keep_more_for_backward(tmp_path):
     assert 1.8 < kept[1] / kept[0] < 2.2
 
 
+def test_activation_checkpointing_keeps_less(tmp_path):
+    kept = [
+        estimate_run(trainer_of(tmp_path, gradient_checkpointing=option)).memory["kept for backward"]
+        for option in (False, True)
+    ]
+    assert kept[1] < kept[0]
+
+
 def test_the_report_names_the_mapping(tmp_path):
     text = str(estimate_run(trainer_of(tmp_path)))
     assert "teacher block 3 of 4  ->  student block 2 of 3" in text

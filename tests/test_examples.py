@@ -118,6 +118,43 @@ def test_a_json_config_file(command):
     assert distill.parse_arguments(["--config", str(path)])[1].teacher_layers == [1, 3]
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lora_r: 8.5", "invalid int value: '8.5'"),
+        ("teacher_layers: [two]", "invalid int value: 'two'"),
+        ("streaming: 3", "Truthy value expected"),
+        ("teacher_dtype: float17", "invalid choice: 'float17'"),
+        ("just text", "holds str; expected options"),
+        ("a: [1", "cannot be read as YAML or JSON"),
+    ],
+)
+def test_values_of_a_config_file_are_checked(command, capsys, text, message):
+    path = command.folder / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(SystemExit):
+        distill.parse_arguments(["--config", str(path)])
+    assert message in capsys.readouterr().err
+
+
+def test_one_number_for_a_list_and_null_for_a_default(command):
+    path = command.folder / "config.yaml"
+    path.write_text("teacher_layers: 17\nkd_weight: null\nlr_scheduler_kwargs: {min_lr_rate: 0.5}\nuse_cpu: true\n")
+    _, args = distill.parse_arguments(["--config", str(path)])
+    assert (args.teacher_layers, args.kd_weight) == ([17], 1.0)
+    assert args.lr_scheduler_kwargs == {"min_lr_rate": 0.5}
+
+
+def test_an_image_column_that_is_not_there(command):
+    with pytest.raises(ValueError, match="no column 'typo'; its columns are 'image', 'label'"):
+        distill.main(command(image_column="typo"))
+
+
+def test_the_demonstration_refuses_options_it_does_not_read():
+    with pytest.raises(SystemExit, match="does not read --streaming, --eval_split"):
+        distill.main(["--streaming", "--eval_split", "test", "--use_cpu"])
+
+
 def test_unknown_options_of_a_config_file_are_refused(command, capsys):
     path = command.folder / "config.yaml"
     path.write_text("teachr: x\n")

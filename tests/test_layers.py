@@ -41,6 +41,10 @@ def test_layers_named_by_the_user_win():
     assert match_layers([1, 3], 4, 4, student_layers=[2, 0]) == [2, 0]
 
 
+def test_a_student_layer_may_be_named_for_several_teacher_layers():
+    assert match_layers([1, 2, 3], 4, 4, student_layers=[0, 3, 3]) == [0, 3, 3]
+
+
 def test_pairs_named_by_the_user_stay_pairs():
     """The result goes with the sorted teacher layers."""
     assert match_layers([3, 1], 4, 4, student_layers=[2, 0]) == [0, 2]

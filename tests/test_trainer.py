@@ -4,6 +4,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 
+import datasets
 import huggingface_hub
 import pytest
 import torch
@@ -49,7 +50,7 @@ def trainer_of(folder, teacher=None, student=None, *, dataset=None, config=None,
     evaluation = options.pop("eval_dataset", None)
     callbacks = options.pop("callbacks", None)
     args = arguments(folder, **options)
-    if config is None and OBJECTIVES[args.objective].uses_adapter:
+    if config is None and OBJECTIVES[args.objective].uses_adapter and not isinstance(teacher, PeftModel):
         config = NullspaceLoraConfig(r=4, init_lora_weights=OBJECTIVES[args.objective].default_init_lora_weights)
     torch.manual_seed(0)
     return DistillationTrainer(
@@ -195,6 +196,91 @@ def test_a_run_stopped_in_the_middle_of_an_epoch_resumes_exactly(tmp_path):
     assert_same_weights(weights(whole), weights(again))
 
 
+@pytest.mark.parametrize("step", [2, 6, 8, 10])
+def test_a_streamed_run_resumes_exactly_in_whichever_pass(tmp_path, step):
+    def stream():
+        return image_dataset(32).to_iterable_dataset()  # 4 batches a pass
+
+    options = {"max_steps": 12, "shuffle_buffer_size": 8, "save_strategy": "steps", "save_steps": 2}
+    whole = trainer_of(tmp_path / "whole", dataset=stream(), **options)
+    whole.train()
+    again = trainer_of(tmp_path / "again", dataset=stream(), **options)
+    again.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
+    assert_same_weights(weights(whole), weights(again))
+
+
+def two_adapters():
+    teacher = get_peft_model(
+        tiny_vit(hidden_size=32, num_hidden_layers=4), NullspaceLoraConfig(r=2, layers_to_transform=[0, 3])
+    )
+    teacher.add_adapter("mine", NullspaceLoraConfig(r=3, layers_to_transform=[1, 2]))
+    teacher.set_adapter("mine")
+    return teacher
+
+
+def test_a_run_with_a_named_adapter_resumes_and_its_folder_opens(tmp_path):
+    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    whole = trainer_of(tmp_path / "whole", two_adapters(), **options)
+    whole.train()
+    torch.manual_seed(0)
+    again = trainer_of(tmp_path / "again", two_adapters(), **options)
+    again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    assert_same_weights(
+        {name: tensor for name, tensor in weights(whole).items() if ".default." not in name},
+        {name: tensor for name, tensor in weights(again).items() if ".default." not in name},
+    )
+    folder = tmp_path / "whole" / "checkpoint-4" / "adapter"
+    assert {path.name for path in folder.iterdir()} >= {"adapter_config.json", "adapter_model.safetensors"}
+    assert not any(path.is_dir() for path in folder.iterdir())
+    loaded = PeftModel.from_pretrained(tiny_vit(hidden_size=32, num_hidden_layers=4), folder)
+    ours = vision_backbone(whole.teacher).blocks[1].lora_A["mine"].weight
+    assert torch.equal(vision_backbone(loaded).blocks[1].lora_A["default"].weight, ours)
+
+
+def test_two_active_adapters_are_refused(tmp_path):
+    teacher = two_adapters()
+    teacher.base_model.set_adapter(["default", "mine"])
+    with pytest.raises(ValueError, match=r"\['default', 'mine'\] are active: use set_adapter"):
+        trainer_of(tmp_path, teacher)
+
+
+def test_a_teacher_with_an_adapter_and_another_configuration(tmp_path):
+    with pytest.raises(ValueError, match="already carries an adapter"):
+        trainer_of(tmp_path, two_adapters(), config=NullspaceLoraConfig(r=2))
+
+
+def test_one_configuration_for_two_teachers(tmp_path):
+    config = NullspaceLoraConfig(r=4)
+    for width in (32, 64):
+        trainer = trainer_of(tmp_path, tiny_vit(hidden_size=width), config=config, max_steps=1)
+        assert vision_backbone(trainer.teacher).hidden_size == width
+    assert config == NullspaceLoraConfig(r=4)
+
+
+def test_the_default_rank_is_not_cut_to_the_width_in_silence(tmp_path):
+    with pytest.raises(ValueError, match="rank r=64 is above the model's width 32"):
+        DistillationTrainer(
+            tiny_vit(),
+            tiny_vit(),
+            arguments(tmp_path),
+            train_dataset=image_dataset(),
+            processing_class=vit_processor(),
+        )
+
+
+def test_a_student_folder_without_an_image_processor_takes_the_teachers(tmp_path):
+    tiny_vit(hidden_size=16).save_pretrained(tmp_path / "student")
+    trainer = DistillationTrainer(
+        str(tmp_path / "student"),
+        tiny_vit(),
+        arguments(tmp_path / "run"),
+        train_dataset=image_dataset(),
+        teacher_processing_class=vit_processor(image_mean=[0.1, 0.2, 0.3]),
+        peft_config=NullspaceLoraConfig(r=4),
+    )
+    assert list(trainer.processing_class.image_mean) == [0.1, 0.2, 0.3]
+
+
 def test_a_checkpoint_opens_as_the_plain_student(tmp_path):
     trainer = trainer_of(tmp_path, save_strategy="steps", save_steps=2)
     trainer.train()
@@ -264,7 +350,7 @@ def test_evaluation_scores_a_held_out_split(tmp_path, label_column):
     metrics = trainer.evaluate()
     assert metrics["eval_gram_distance"] > 0
     assert metrics["eval_loss"] == pytest.approx(
-        metrics["eval_loss_kd"] + metrics["eval_loss_outlier"] + metrics["eval_loss_info"], rel=0.02
+        metrics["eval_loss_kd"] + metrics["eval_loss_outlier"] + metrics["eval_loss_info"]
     )
     assert ("eval_knn_accuracy" in metrics) == (label_column is not None)
 
@@ -280,6 +366,33 @@ def test_the_whole_held_out_split_is_scored(tmp_path):
     trainer.compute_metrics = count
     trainer.evaluate()
     assert seen == {"embeddings": 21, "distances": 21}  # 21 is no multiple of the batch
+
+
+def test_a_plain_dataset_is_evaluated_and_predicted(tmp_path):
+    trainer = trainer_of(tmp_path, eval_dataset=image_dataset(21), label_column="label")
+    other = image_dataset(9, seed=2)
+    assert trainer.evaluate(other)["eval_gram_distance"] != trainer.evaluate()["eval_gram_distance"]
+    prediction = trainer.predict(other)
+    assert prediction.predictions[0].shape == (9, 16)
+    assert prediction.metrics["test_knn_accuracy"] == trainer.evaluate(other)["eval_knn_accuracy"]
+
+
+def test_several_held_out_sets_are_scored_by_name(tmp_path):
+    trainer = trainer_of(tmp_path, eval_dataset={"a": image_dataset(9), "b": image_dataset(9, seed=1)})
+    assert {"eval_a_gram_distance", "eval_b_gram_distance"} <= set(trainer.evaluate())
+
+
+def test_negative_labels(tmp_path):
+    data = image_dataset(9).map(lambda row: {"label": -1}, features=None)
+    data = data.cast_column("label", datasets.Value("int64"))
+    trainer = trainer_of(tmp_path, eval_dataset=data, label_column="label")
+    with pytest.raises(ValueError, match="9 of 9 held-out labels are negative"):
+        trainer.evaluate()
+
+
+def test_the_best_checkpoint_goes_by_a_score_that_processes_do_not_change(tmp_path):
+    args = arguments(tmp_path, load_best_model_at_end=True, eval_strategy="steps", save_strategy="steps")
+    assert (args.metric_for_best_model, args.greater_is_better) == ("gram_distance", False)
 
 
 @pytest.mark.parametrize(("metric", "greater"), [("gram_distance", False), ("knn_accuracy", True), ("loss_kd", False)])
@@ -473,7 +586,9 @@ def test_tensorboard_gets_every_term(tmp_path, monkeypatch):
         ({"remove_unused_columns": True}, "would drop the image column"),
         ({"teacher_layers": [4], "objective": "fitnet"}, "teacher layer 4 is out of range: the model has 4 blocks"),
         ({"teacher_layers": [3], "student_layers": [3]}, "student layer 3 is out of range: the model has 3 blocks"),
-        ({"image_column": "img"}, "image"),
+        ({"image_column": "img"}, "no column 'img'; its columns are 'image', 'label'"),
+        ({"teacher_layers": []}, "teacher_layers is empty"),
+        ({"vitkd_mask_ratio": 1.0}, "vitkd_mask_ratio must lie strictly between 0 and 1"),
         ({"per_device_train_batch_size": 64}, "32 training images do not fill one batch of 64"),
     ],
 )
@@ -510,6 +625,22 @@ def test_corrupt_images_are_skipped_and_counted_when_asked(tmp_path):
     trainer.train()
     assert trainer.num_corrupt_images == 2  # two epochs
     assert trainer.state.log_history[-2]["corrupt_images"] == 2
+
+
+def test_corrupt_images_are_counted_whenever_the_run_logs_also_after_a_resume(tmp_path):
+    dataset = with_corrupt_image(image_dataset(), 5)
+    options = {"skip_corrupt_images": True, "logging_steps": 50, "eval_dataset": dataset}
+    trainer = trainer_of(tmp_path / "a", dataset=dataset, max_steps=4, **options)
+    trainer.train()
+    assert trainer.num_corrupt_images == 1
+    assert trainer.state.log_history[-1]["corrupt_images"] == 1
+    assert trainer.evaluate()["eval_corrupt_images"] == 1
+
+    options = {"skip_corrupt_images": True, "max_steps": 8, "save_strategy": "steps", "save_steps": 4}
+    trainer_of(tmp_path / "b", dataset=dataset, **options).train()
+    again = trainer_of(tmp_path / "b", dataset=dataset, **options)
+    again.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-4"))
+    assert again.num_corrupt_images == 2
 
 
 def test_a_loss_that_is_not_finite_stops_before_it_reaches_the_weights(tmp_path):

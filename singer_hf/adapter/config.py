@@ -105,8 +105,17 @@ class NullspaceLoraConfig(LoraConfig):
             self.layers_to_transform = [self.layers_to_transform]
         if self.layers_to_transform is not None:
             self.layers_to_transform = _checked_layers(self.layers_to_transform)
+        if self.target_modules is not None and self.hidden_size is None:
+            raise ValueError(
+                f"target_modules={self.target_modules!r}: name blocks by layers_to_transform, from which "
+                "target_modules is filled in."
+            )
         if self.lora_alpha is None:
             self.lora_alpha = self.r
+        if self.lora_alpha <= 0:
+            raise ValueError(f"lora_alpha must be positive, got {self.lora_alpha!r}.")
+        if self.null_threshold < 0:
+            raise ValueError(f"null_threshold must not be negative, got {self.null_threshold!r}.")
         self.alpha_pattern = {
             **{key: rank * self.lora_alpha / self.r for key, rank in (self.rank_pattern or {}).items()},
             **(self.alpha_pattern or {}),

@@ -61,8 +61,10 @@ class NullspaceLoraLayer(nn.Module, LoraLayer):
         nn.init.zeros_(self.lora_B[adapter_name].weight)
         weight = next(self.get_base_layer().parameters())
         if not self.lora_A[adapter_name].weight.is_meta:
+            # At least float32, also beside a half-precision block: an orthonormal basis rounded to bf16 is none.
+            dtype = torch.promote_types(weight.dtype, torch.float32) if weight.is_floating_point() else torch.float32
             for factor in (self.lora_A[adapter_name], self.lora_B[adapter_name]):
-                factor.to(device=weight.device, dtype=weight.dtype if weight.is_floating_point() else None)
+                factor.to(device=weight.device, dtype=dtype)
         self.set_adapter(self.active_adapters, inference_mode=getattr(config, "inference_mode", False))
 
     def set_factors(self, adapter_name: str, down: Tensor, up: Tensor) -> None:

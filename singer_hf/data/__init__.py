@@ -17,7 +17,7 @@ from .errors import (
 )
 from .loading import load_images
 from .normalization import PixelNormalization
-from .processors import input_size, processor_for, processor_to_save
+from .processors import find_processor, input_size, processor_for, processor_to_save
 from .sampler import EpochSampler
 from .seeding import sample_seed, seeded
 from .streaming import StreamingDistillationDataset
@@ -38,6 +38,7 @@ __all__ = [
     "eval_transform",
     "find_image_column",
     "find_label_column",
+    "find_processor",
     "input_size",
     "load_images",
     "processor_for",

@@ -16,15 +16,16 @@ def find_image_column(dataset: Any, wanted: str | None = None) -> str:
     """Name of the column of images of a `datasets.Dataset` or `IterableDataset`.
 
     Args:
-        wanted: the column to use, if it is there and holds images. Otherwise (also when it is missing) the only
-            column of type `Image` is taken.
+        wanted: the column to use. `None`: "image" where there is one, else the only column of type `Image`.
 
     Raises:
-        MissingColumnError: no such column, or several and none of them is `wanted`.
-        ImageColumnError: `wanted` is there but holds no images.
+        MissingColumnError: no such column, or several.
+        ImageColumnError: `wanted` holds no images.
     """
     features = known_features(dataset)
-    if wanted is not None and wanted in features:
+    if wanted is None and "image" in features:
+        wanted = "image"
+    if wanted is not None:
         check_image_feature(features, wanted)
         return wanted
     found = [name for name, feature in features.items() if isinstance(feature, Image)]
@@ -32,8 +33,7 @@ def find_image_column(dataset: Any, wanted: str | None = None) -> str:
         return found[0]
     what = f"has {len(found)} columns of images ({_names(found)})" if found else "has no column of type Image"
     raise MissingColumnError(
-        f"The dataset {what}{f' and no column {wanted!r}' if wanted else ''}; its columns are {_names(features)}. "
-        "Set image_column to the one to use."
+        f"The dataset {what}; its columns are {_names(features)}. Set image_column to the one to use."
     )
 
 

@@ -57,8 +57,10 @@ class DistillationDataset(Dataset):
         seed: int = 0,
         skip_corrupt_images: bool = False,
     ):
-        if isinstance(dataset, datasets.DatasetDict):
-            raise TypeError(f"Got a DatasetDict; pass one of its splits: {', '.join(map(repr, dataset))}.")
+        if isinstance(dataset, datasets.DatasetDict | datasets.IterableDatasetDict):
+            raise TypeError(
+                f"Got a {type(dataset).__name__}; pass one of its splits: {', '.join(map(repr, dataset))}."
+            )
         if len(dataset) == 0:
             raise EmptyDatasetError("The dataset is empty; expected at least one image. Check its path and split.")
         self.transform, self.teacher_transform = transform, teacher_transform

@@ -7,10 +7,30 @@ import math
 from typing import Any
 
 import PIL.Image
-from transformers import BitImageProcessor, PretrainedConfig
+from transformers import AutoImageProcessor, BitImageProcessor, PretrainedConfig
+from transformers.utils import cached_file
 
 from .normalization import PixelNormalization
 from .transforms import Size, height_width
+
+
+def find_processor(name_or_path: str, config: PretrainedConfig, **hub_kwargs: Any) -> Any:
+    """The image processor in a model's Hub repository or folder, `None` where it holds none.
+
+    Args:
+        name_or_path: Hub id or folder.
+        config: the model's.
+        hub_kwargs: `revision`, `token`, `cache_dir`.
+    """
+    if config.model_type != "timm_wrapper":  # whose config.json is its processor's file too
+        files = ("preprocessor_config.json", "processor_config.json")
+        looked_for = (
+            cached_file(name_or_path, file, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
+            for file in files
+        )
+        if all(path is None for path in looked_for):
+            return None
+    return AutoImageProcessor.from_pretrained(name_or_path, **hub_kwargs)
 
 
 def input_size(processor: Any) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,6 +33,8 @@ class StreamingDistillationDataset(IterableDataset):
     Args:
         dataset: the stream. Its own `set_epoch` is not called (in `datasets` 5 it reorders the shards of any stream,
             shuffled or not): shuffle by `shuffle_buffer_size`.
+        endless: passes follow each other without end, each with the order and the augmentation of the next epoch; a
+            batch may hold the end of one and the start of the next. False: one pass.
         shuffle_buffer_size: samples, still encoded, that each worker holds to draw from; 0 keeps the stream's order.
         skip_corrupt_images: leave out what cannot be read. The next item that is yielded then has `corrupt` True:
             the number of such items is a lower bound on the number of unreadable images, exact where no two follow
@@ -56,6 +59,7 @@ class StreamingDistillationDataset(IterableDataset):
         seed: int = 0,
         skip_corrupt_images: bool = False,
         shuffle_buffer_size: int = 0,
+        endless: bool = False,
     ):
         super().__init__()
         if not isinstance(dataset, datasets.IterableDataset):
@@ -68,7 +72,7 @@ class StreamingDistillationDataset(IterableDataset):
         self.transform, self.teacher_transform = transform, teacher_transform
         self.image_column, self.label_column = image_column, label_column
         self.seed, self.skip_corrupt_images = seed, skip_corrupt_images
-        self.shuffle_buffer_size = shuffle_buffer_size
+        self.shuffle_buffer_size, self.endless = shuffle_buffer_size, endless
         if dataset.features is not None:
             check_image_feature(dataset.features, image_column)
             if label_column is not None:
@@ -89,7 +93,16 @@ class StreamingDistillationDataset(IterableDataset):
         self._epoch.fill_(int(epoch))  # in place: the memory is shared
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        epoch, stream = self.epoch, self.dataset
+        for epoch in itertools.count(self.epoch):
+            samples = 0
+            for item in self._one_pass(epoch):
+                samples += 1
+                yield item
+            if not self.endless or not samples:  # a worker may be left without a shard
+                return
+
+    def _one_pass(self, epoch: int) -> Iterator[dict[str, Tensor]]:
+        stream = self.dataset
         if self.shuffle_buffer_size:
             order_seed = sample_seed(self.seed, epoch, _ORDER)
             stream = stream.shuffle(seed=order_seed, buffer_size=self.shuffle_buffer_size)
@@ -107,7 +120,7 @@ class StreamingDistillationDataset(IterableDataset):
             corrupt, readable = False, readable + 1
         if first_error is not None and not readable:
             raise CorruptImageError(f"None of {position + 1} images can be read. The first error was: {first_error}")
-        if position < 0 and torch.utils.data.get_worker_info() is None:  # a worker may be left without a shard
+        if position < 0 and torch.utils.data.get_worker_info() is None:
             raise EmptyDatasetError("The stream is empty; expected at least one image. Check its path and split.")
 
     def _item(self, row: dict[str, Any], epoch: int, where: str) -> dict[str, Tensor]:

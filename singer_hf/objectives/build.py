@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING
 
 from peft import PeftModel, get_peft_model
@@ -33,6 +34,8 @@ def build_objective(
         raise ValueError(
             f"objective={args.objective!r} uses no adapter: leave peft_config out and pass the plain teacher."
         )
+    if carried and len(teacher.active_adapters) != 1:
+        raise ValueError(f"One adapter is trained, but {teacher.active_adapters} are active: use set_adapter first.")
     if carried and peft_config:
         raise ValueError("The teacher already carries an adapter, which is trained on: leave peft_config out.")
     backbone = vision_backbone(teacher)
@@ -44,10 +47,11 @@ def build_objective(
         )
     layers = layers or named or kind.default_teacher_layers(backbone.num_blocks)
     if kind.uses_adapter and carried is None:
-        config = peft_config or NullspaceLoraConfig(
-            r=min(64, backbone.hidden_size), init_lora_weights=kind.default_init_lora_weights
-        )
-        config.layers_to_transform = list(layers)
+        if peft_config is None:
+            config = NullspaceLoraConfig(init_lora_weights=kind.default_init_lora_weights, init_seed=args.seed)
+        else:
+            config = copy.deepcopy(peft_config)  # get_peft_model writes into it
+        config.layers_to_transform = sorted(layers)
         teacher = get_peft_model(teacher, config)
         backbone = vision_backbone(teacher)
     return kind.from_arguments(backbone, vision_backbone(student), args, layers), teacher

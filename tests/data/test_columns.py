@@ -12,7 +12,12 @@ def with_features(**features):
 def test_the_only_image_column_is_found():
     dataset = image_dataset(jpegs(1), labels=[0]).rename_column("image", "photo")
     assert find_image_column(dataset) == "photo"
-    assert find_image_column(dataset.to_iterable_dataset(), wanted="image") == "photo"
+    assert find_image_column(dataset.to_iterable_dataset()) == "photo"
+
+
+def test_a_wanted_image_column_must_exist():
+    with pytest.raises(MissingColumnError, match="no column 'img'; its columns are 'image'.*image_column"):
+        find_image_column(with_features(image=datasets.Image()), wanted="img")
 
 
 def test_wanted_image_column_is_taken_where_there_are_two():
@@ -21,9 +26,10 @@ def test_wanted_image_column_is_taken_where_there_are_two():
 
 
 def test_two_image_columns_are_ambiguous():
-    dataset = with_features(image=datasets.Image(), mask=datasets.Image())
-    with pytest.raises(MissingColumnError, match="2 columns of images .*'image', 'mask'.*image_column"):
+    dataset = with_features(photo=datasets.Image(), mask=datasets.Image())
+    with pytest.raises(MissingColumnError, match="2 columns of images .*'photo', 'mask'.*image_column"):
         find_image_column(dataset)
+    assert find_image_column(with_features(image=datasets.Image(), mask=datasets.Image())) == "image"
 
 
 def test_no_image_column_names_the_columns():

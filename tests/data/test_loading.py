@@ -81,7 +81,7 @@ def test_webdataset(tmp_path, streaming, pattern):
                 entry.size = len(content)
                 file.addfile(entry, io.BytesIO(content))
     dataset = load_images(tmp_path / pattern, split="train", streaming=streaming)
-    assert find_image_column(dataset, wanted="image") == "jpg" and count(dataset) == 6
+    assert find_image_column(dataset) == "jpg" and count(dataset) == 6
 
 
 @pytest.mark.parametrize("streaming", [False, True])
