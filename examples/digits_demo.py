@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import platform
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,7 @@ from singer_hf import (
     estimate_run,
     vision_backbone,
 )
+from singer_hf.artifacts import peak_to_median
 from singer_hf.losses import patch_norms
 from singer_hf.planting import norm_profile
 from singer_hf.plots import NormPanel, patch_norms_figure
@@ -57,7 +60,6 @@ DEMO_OPTIONS = {
     "lora_r": 16,  # of the teacher's width of 96
     "logging_steps": 100,
     "save_strategy": "no",
-    "dataloader_pin_memory": False,
     "report_to": "none",
 }
 """The paper's recipe but for these. Options on the command line win over them."""
@@ -79,40 +81,43 @@ def run_demo(script: Any, args: DistillationArguments, adapter_config: Callable)
         teacher, processor = new_teacher(train.features["label"].names)
         print(estimate_run(_trainer(args, adapter_config(script, args), teacher, processor, train, test)))
         return {}
-    show = args.process_index == 0
-    teacher, processor, report = train_teacher(train, test, seed=args.seed, progress=show and not args.disable_tqdm)
-    teacher.name_or_path = str(Path(args.output_dir, "teacher"))  # the adapter is saved as one of this model
+    show, folder = args.process_index == 0, Path(args.output_dir)
     if show:
-        teacher.save_pretrained(teacher.name_or_path)
-        processor.save_pretrained(teacher.name_or_path)
+        again = " (over an earlier run's)" if (folder / "metrics.json").exists() else ""
+        print(f"Everything goes to {folder}{again}.\nTeacher: a small ViT, trained, then given artifacts on purpose.")
+    teacher, processor, report = train_teacher(train, test, seed=args.seed, progress=show and not args.disable_tqdm)
+    teacher.config.name_or_path = str(folder / "teacher")  # recorded with the adapter as the model that it is for
+    if show:
+        teacher.save_pretrained(folder / "teacher")
+        processor.save_pretrained(folder / "teacher")
     rows = {"teacher": _measure(teacher, processor, train, test)}
-    panels, losses = [], {}
+    panels: list[NormPanel] = []
     for objective in dict.fromkeys((args.objective, "fitnet")):
         own = copy.copy(args)
-        own.objective, own.output_dir = objective, str(Path(args.output_dir, objective))
-        trainer = _trainer(own, adapter_config(script, own), copy.deepcopy(teacher), processor, train, test)
+        own.objective, own.output_dir = objective, str(folder / objective)
+        # Without its head, so that the adapter fits what AutoModel loads.
+        trainer = _trainer(own, adapter_config(script, own), copy.deepcopy(teacher.vit), processor, train, test)
         if "student, untrained" not in rows:
-            rows["student, untrained"] = _measure(trainer.student, processor, train, test)
+            rows["student, untrained"] = _measure(trainer.student, processor, train, test) | trainer.evaluate()
+        if show:
+            print(f"\nStudent: distilled by {objective}.")
         trainer.train()
         trainer.save_model()
-        losses[objective] = trainer.evaluate()
-        rows[f"student, {objective}"] = _measure(trainer.student, processor, train, test) | {
-            "gram_distance": losses[objective]["eval_gram_distance"]
-        }
+        rows[f"student, {objective}"] = _measure(trainer.student, processor, train, test) | trainer.evaluate()
         if trainer.model.objective.uses_adapter:
             panels = _norm_panels(trainer, test, processor)
     metrics = {
         "models": rows,
         "refinement": {panel.title: _peaks(panel) for panel in panels},
         "teacher": report,
-        "evaluation": losses,
+        "test_images": len(test),
         "options": json.loads(args.to_json_string()) | vars(script),
         "versions": _versions(),
         "seconds": time.perf_counter() - start,
     }
     if show:
-        _write(Path(args.output_dir), metrics, panels, test)
-        print(_table(metrics, args.output_dir))
+        _write(folder, metrics, panels, test)
+        print(_table(metrics, folder))
     return metrics
 
 
@@ -142,8 +147,8 @@ def _measure(model: nn.Module, processor: ViTImageProcessor, train, test) -> dic
 
 @torch.no_grad()
 def _norm_panels(trainer: DistillationTrainer, test, processor: ViTImageProcessor) -> list[NormPanel]:
-    """‖F‖ and ‖F̂‖ of every distilled layer on the first 100 test images."""
-    pixels, _ = pixels_and_labels(test.select(range(100)), processor)
+    """‖F‖ and ‖F̂‖ of every distilled layer on the test images."""
+    pixels, _ = pixels_and_labels(test, processor)
     objective = trainer.model.objective
     backbone = objective.teacher
     features = backbone.features(pixels.to(trainer.args.device), objective.teacher_layers, adapters=False)
@@ -159,31 +164,41 @@ def _norm_panels(trainer: DistillationTrainer, test, processor: ViTImageProcesso
 
 def _peaks(panel: NormPanel) -> dict[str, float]:
     """Largest over median patch norm of an image, mean over images, before and after."""
-    return {
-        name: (norms.amax(dim=1) / norms.median(dim=1).values).mean().item()
-        for name, norms in (("before", panel.before), ("after", panel.after))
-    }
+    return {"before": peak_to_median(panel.before).item(), "after": peak_to_median(panel.after).item()}
 
 
 def _write(folder: Path, metrics: dict[str, Any], panels: list[NormPanel], test) -> None:
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
     if panels:
+        drawn = [replace(panel, before=panel.before[:100], after=panel.after[:100]) for panel in panels]
         images = np.stack([np.asarray(image) for image in test[:3]["image"]])
         title = "Patch norms of the teacher's features, artifacts planted on purpose"
-        patch_norms_figure(panels, images, title=title).savefig(folder / "patch_norms.png")
+        patch_norms_figure(drawn, images, title=title).savefig(folder / "patch_norms.png")
 
 
-def _table(metrics: dict[str, Any], folder: str) -> str:
-    head = f"{'':<24}{'blocks':>7}{'params':>10}{'probe, patches':>16}{'probe, CLS':>12}{'largest/median':>16}"
-    lines = ["", head]
+def _table(metrics: dict[str, Any], folder: Path) -> str:
+    columns = ("blocks", "params", "probe, patches", "probe, CLS", "Gram distance", "largest/median")
+    lines = ["", " " * 24 + "".join(f"{name:>16}" for name in columns)]
     for name, row in metrics["models"].items():
-        probe = row["probe"]
-        lines.append(
-            f"{name:<24}{row['blocks']:>7}{row['parameters']:>10,}{probe['patches']:>16.1%}{probe['cls']:>12.1%}"
-            f"{row['largest_to_median']:>16.2f}"
+        cells = (
+            f"{row['blocks']}",
+            f"{row['parameters']:,}",
+            f"{row['probe']['patches']:.1%}",
+            f"{row['probe']['cls']:.1%}",
+            f"{row['eval_gram_distance']:.3f}" if "eval_gram_distance" in row else "-",
+            f"{row['largest_to_median']:.2f}",
         )
-    lines += ["", "probe: test accuracy of a linear probe on frozen features of the last block"]
-    lines += ["largest/median: patch norms of the last block, mean over test images"]
+        lines.append(f"{name:<24}" + "".join(f"{cell:>16}" for cell in cells))
+    count = metrics["test_images"]
+    error = math.sqrt(0.9 * 0.1 / count)
+    lines += [
+        "",
+        f"probe           test accuracy of a linear probe on frozen features of the last block; {count} test images,",
+        f"                so ±{error:.1%} at 90 %. Digits are easy: features of an untrained ViT do well too.",
+        "Gram distance   between patch similarities of student and teacher, last blocks; lower is closer",
+        "largest/median  patch norms of the last block, mean over test images",
+        "",
+    ]
     for title, peaks in metrics["refinement"].items():
         lines.append(f"{title}: largest/median {peaks['before']:.2f}, refined {peaks['after']:.2f}")
     lines.append(f"\nDone in {metrics['seconds']:.0f} s. Students, adapter, metrics.json, patch_norms.png: {folder}")

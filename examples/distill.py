@@ -16,6 +16,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Optional
@@ -96,9 +98,10 @@ def parse_arguments(
         (ScriptArguments, DistillationArguments),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--config", help="YAML or JSON file with any of these options.")
-    head = argparse.ArgumentParser(add_help=False)
+    head = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     head.add_argument("--config")
     path = head.parse_known_args(argv)[0].config
     options = dict(defaults or {})
@@ -142,8 +145,10 @@ def as_flags(options: dict[str, Any]) -> list[str]:
     return flags
 
 
-def load_data(script: ScriptArguments):
+def load_data(script: ScriptArguments, max_steps: int):
     """Training images and, where an evaluation split is named, held-out ones."""
+    if script.streaming and max_steps <= 0:
+        raise ValueError("--streaming needs --max_steps: a stream has no length.")
     train = load_images(
         script.dataset,
         split=script.train_split,
@@ -176,12 +181,15 @@ def build_trainer(script: ScriptArguments, args: DistillationArguments) -> Disti
         student = build_student(teacher.config, script.student or "tiny", image_size=args.image_size)
         student_processor = teacher_processor
     else:
+        if "/" not in script.student and not Path(script.student).exists():
+            sizes = ", ".join(STUDENT_SIZES)
+            raise ValueError(f"--student {script.student}: expected {sizes}, a folder that exists, or owner/name.")
         student = load_vision_model(
             script.student, image_size=args.image_size, revision=script.student_revision, dtype="float32"
         )
         student_processor = find_processor(script.student, student.config, revision=script.student_revision)
     with args.main_process_first(desc="preparing the data"):  # the others read its cache
-        train, held_out = load_data(script)
+        train, held_out = load_data(script, args.max_steps)
     callbacks = []
     if script.early_stopping_patience is not None:
         from transformers import EarlyStoppingCallback
@@ -229,7 +237,28 @@ def check_demo_options(script: ScriptArguments, args: DistillationArguments) -> 
 
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
-    script, args = parse_arguments(argv)
+    try:
+        run(argv)
+    except SetupError as error:  # a mistake in the options, the models or the data: its message is all there is to say
+        raise SystemExit(f"error: {error}") from error
+
+
+class SetupError(Exception):
+    """What is wrong with a run, found before its first step."""
+
+
+@contextmanager
+def setup() -> Iterator[None]:
+    """Errors in here are the user's to mend, not bugs to trace."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError) as error:
+        raise SetupError(str(error)) from error
+
+
+def run(argv: list[str]) -> None:
+    with setup():
+        script, args = parse_arguments(argv)
     if script.teacher is None and script.dataset is None:
         from digits_demo import DEMO_OPTIONS, run_demo
 
@@ -239,7 +268,8 @@ def main(argv: list[str] | None = None) -> None:
     if script.teacher is None or script.dataset is None:
         missing = "--teacher" if script.teacher is None else "--dataset"
         raise SystemExit(f"{missing} is missing. Without teacher and dataset, the demonstration runs.")
-    trainer = build_trainer(script, args)
+    with setup():
+        trainer = build_trainer(script, args)
     if script.dry_run:
         if trainer.is_world_process_zero():
             print(estimate_run(trainer))
@@ -256,6 +286,7 @@ def main(argv: list[str] | None = None) -> None:
     trainer.log_metrics("all", metrics)
     if trainer.is_world_process_zero():
         Path(args.output_dir, "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
+        print(f"Student, image processor and what was trained beside them: {args.output_dir}")
     if args.push_to_hub:
         trainer.push_to_hub()
 

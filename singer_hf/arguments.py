@@ -130,7 +130,12 @@ class DistillationArguments(TrainingArguments):
             # Trainer takes only names that end in "loss" as lower-is-better, which forgets eval_loss_kd and distances.
             name = self.metric_for_best_model
             self.greater_is_better = not ("loss" in name or name.endswith("distance"))
+        if self.ddp_find_unused_parameters is None:
+            # Trainer would search for them at every step; the Distiller has frozen what its objective never reaches.
+            self.ddp_find_unused_parameters = False
         super().__post_init__()
+        if self.device.type == "cpu":
+            self.dataloader_pin_memory = False  # there is no accelerator to pin for, as torch would warn
         self._validate()
 
     def _validate(self) -> None:

@@ -75,6 +75,8 @@ def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _existing(path: Path) -> Path:
+    if not path.parent.exists():
+        raise CheckpointError(f"There is no checkpoint folder {path.parent}.")
     if not path.exists():
         raise CheckpointError(f"{path.parent} is not a distillation checkpoint: {path.name} is missing.")
     return path

@@ -89,6 +89,7 @@ class DistillationTrainer(Trainer):
     ):
         args = DistillationArguments("distillation_output") if args is None else args
         _check_processes(args)
+        _check_metric(args, eval_dataset, compute_metrics)
         set_seed(args.seed)  # before projectors and adapter draw their weights
         if isinstance(model, str):
             model = load_vision_model(model, image_size=args.image_size)
@@ -232,6 +233,11 @@ class DistillationTrainer(Trainer):
         return super().get_decay_parameter_names(model)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss, outputs = self._model_loss(model, inputs)
+        self._record(self._train_means, inputs, outputs)
+        return (loss, outputs) if return_outputs else loss
+
+    def _model_loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, dict[str, Any]]:
         outputs = model(**{key: value for key, value in inputs.items() if key not in ("labels", "corrupt")})
         loss, terms = outputs["loss"], outputs["terms"]
         if not torch.isfinite(loss):
@@ -241,11 +247,13 @@ class DistillationTrainer(Trainer):
                 "step before. Lower learning_rate, train in bf16 or float32 in place of fp16, or look at this step's "
                 "images."
             )
-        means = self._train_means if model.training else self._eval_means
-        means.add({**terms, **outputs["statistics"]}, weight=len(inputs["pixel_values"]))
+        return loss, outputs
+
+    @staticmethod
+    def _record(means: RunningMean, inputs: dict[str, Tensor], outputs: dict[str, Any]) -> None:
+        means.add({**outputs["terms"], **outputs["statistics"]}, weight=len(inputs["pixel_values"]))
         if "corrupt" in inputs:
             means.count("corrupt_images", inputs["corrupt"].sum())
-        return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs or "train_runtime" in logs:  # entries of training, which every process writes
@@ -260,8 +268,16 @@ class DistillationTrainer(Trainer):
     # -- evaluation ---------------------------------------------------------------------------------------------------
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         inputs = self._prepare_inputs(inputs)
+        images = len(inputs["pixel_values"])
         with torch.no_grad(), self.compute_loss_context_manager():
-            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+            loss, outputs = self._model_loss(model, inputs)
+            # The last batch is filled up with images that other processes score: its terms are those of its own.
+            own = self._own_images(images)
+            if own == images:
+                self._record(self._eval_means, inputs, outputs)
+            elif own:
+                inputs_of_own = {name: value[:own] for name, value in inputs.items()}
+                self._record(self._eval_means, inputs_of_own, self._model_loss(model, inputs_of_own)[1])
         if prediction_loss_only:
             return loss, None, None
         labels = inputs.get("labels")
@@ -269,10 +285,17 @@ class DistillationTrainer(Trainer):
             labels = torch.full((len(inputs["pixel_values"]),), -1, device=loss.device)  # Trainer gathers some
         return loss, (outputs["embedding"], outputs["gram_distance"]), labels
 
+    def _own_images(self, images: int) -> int:
+        """How many images of an evaluation batch are this process's own, by the rule of gather_for_metrics."""
+        state = self.accelerator.gradient_state
+        if not state.end_of_dataloader or state.remainder <= 0:
+            return images
+        return min(images, max(0, state.remainder - self.accelerator.process_index * images))
+
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         means, counts = self._eval_means.pop(self.accelerator)
-        # Trainer's own mean weighs the batches of several processes otherwise than its terms are weighed here.
+        # Trainer's own mean counts images that fill up the last batch.
         means["loss"] = sum(value for name, value in means.items() if name.startswith("loss_"))
         if counts.get("corrupt_images"):
             means["corrupt_images"] = int(counts["corrupt_images"])
@@ -330,6 +353,20 @@ class _SetEpoch(TrainerCallback):
     def on_epoch_begin(self, args, state, control, **kwargs):
         for sampler in self.samplers:
             sampler.set_epoch(int(state.epoch or 0))
+
+
+def _check_metric(args: DistillationArguments, eval_dataset: Any, compute_metrics: Any) -> None:
+    """`metric_for_best_model`, before training and not at the first evaluation."""
+    name = (args.metric_for_best_model or "").removeprefix("eval_")
+    if not name or compute_metrics is not None or isinstance(eval_dataset, dict):
+        return
+    if name == "knn_accuracy" and args.label_column is None:
+        raise ValueError("metric_for_best_model='knn_accuracy' needs label_column, the column of the held-out labels.")
+    if not name.startswith(("gram_distance", "knn_accuracy", "loss", "outlier_norm_share_", "peak_to_median_")):
+        raise ValueError(
+            f"metric_for_best_model={args.metric_for_best_model!r} is not measured: expected gram_distance, "
+            "knn_accuracy (with label_column), loss or one of its terms, such as loss_kd."
+        )
 
 
 def _image_column(dataset: Any, args: DistillationArguments) -> str:

@@ -17,6 +17,8 @@ import digits_world  # noqa: E402
 import distill  # noqa: E402
 from peft import PeftModel  # noqa: E402
 
+from singer_hf import load_vision_model  # noqa: E402
+
 
 @pytest.fixture
 def untrained(monkeypatch):
@@ -39,8 +41,8 @@ def check_folder(folder):
     for objective in ("singer", "fitnet"):
         AutoModel.from_pretrained(folder / objective, add_pooling_layer=False)
         AutoImageProcessor.from_pretrained(folder / objective)
-    teacher = AutoModelForImageClassification.from_pretrained(folder / "teacher")
-    PeftModel.from_pretrained(teacher, folder / "singer" / "adapter")
+    AutoModelForImageClassification.from_pretrained(folder / "teacher")
+    PeftModel.from_pretrained(load_vision_model(str(folder / "teacher")), folder / "singer" / "adapter")
     with Image.open(folder / "patch_norms.png") as picture:
         assert picture.width == 1000
     metrics = json.loads((folder / "metrics.json").read_text())

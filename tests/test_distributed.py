@@ -25,6 +25,7 @@ def inputs(tmp_path):
         tiny_vit(**sizes).save_pretrained(tmp_path / name)
         vit_processor().save_pretrained(tmp_path / name)
     image_dataset(32).to_parquet(tmp_path / "images.parquet")
+    image_dataset(13, seed=1).to_parquet(tmp_path / "held_out.parquet")
     return tmp_path
 
 
@@ -40,6 +41,12 @@ def launch(inputs, output, processes, *options, launcher=(), check=True):
     return result
 
 
+def evaluation(output):
+    history = json.loads((output / "trainer_state.json").read_text())["log_history"]
+    left_out = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
+    return [{k: v for k, v in entry.items() if k not in left_out} for entry in history if "eval_loss" in entry]
+
+
 def losses(output):
     history = json.loads((output / "trainer_state.json").read_text())["log_history"]
     return [{k: v for k, v in entry.items() if k.startswith("loss")} for entry in history if "loss" in entry]
@@ -48,8 +55,16 @@ def losses(output):
 @pytest.mark.parametrize("objective", ["singer", pytest.param("vitkd", marks=pytest.mark.slow)])
 def test_two_processes_train_as_one(inputs, objective):
     two = ("--config_file", str(ROOT / "examples" / "accelerate" / "cpu_2_processes.yaml"), "--main_process_port", "0")
-    launch(inputs, inputs / "one", 1, "--use_cpu", "--objective", objective, launcher=("--num_processes", "1"))
-    launch(inputs, inputs / "two", 2, "--use_cpu", "--objective", objective, launcher=two)
+    options = ("--use_cpu", "--objective", objective, "--eval_strategy", "steps", "--eval_steps", "3")
+    # 13 images do not fill the last batch of either run.
+    options += ("--eval_dataset", str(inputs / "held_out.parquet"), "--label_column", "label")
+    options += ("--per_device_eval_batch_size", "4")
+    launch(inputs, inputs / "one", 1, *options, launcher=("--num_processes", "1"))
+    launch(inputs, inputs / "two", 2, *options, launcher=two)
+    scores = [evaluation(inputs / name) for name in ("one", "two")]
+    assert len(scores[0]) == len(scores[1]) == 2
+    for one, other in zip(*scores, strict=True):
+        assert other == pytest.approx(one, rel=1e-5)
     for one, other in zip(losses(inputs / "one"), losses(inputs / "two"), strict=True):
         assert one.keys() == other.keys()
         for name, value in one.items():

@@ -146,12 +146,32 @@ def test_one_number_for_a_list_and_null_for_a_default(command):
 
 
 def test_an_image_column_that_is_not_there(command):
-    with pytest.raises(ValueError, match="no column 'typo'; its columns are 'image', 'label'"):
+    with pytest.raises(SystemExit, match="^error: The dataset has no column 'typo'; its columns are 'image', 'label'"):
         distill.main(command(image_column="typo"))
 
 
+def test_streaming_needs_the_number_of_steps(command):
+    with pytest.raises(SystemExit, match="--streaming needs --max_steps"):
+        distill.main(command(streaming=True, max_steps=None))
+
+
+def test_a_student_that_is_nothing(command):
+    with pytest.raises(SystemExit, match="--student tinyy: expected tiny, small, base, a folder"):
+        distill.main(command(student="tinyy"))
+
+
+def test_a_teacher_folder_that_is_not_there(command):
+    with pytest.raises(SystemExit, match=r"nowhere' is no folder here \(working directory"):
+        distill.main(command(teacher=str(command.folder / "nowhere")))
+
+
+def test_options_are_not_completed(command):
+    with pytest.raises(SystemExit, match="--outlier_quantil'"):
+        distill.main([*command(), "--outlier_quantil", "0.9"])
+
+
 def test_the_demonstration_refuses_options_it_does_not_read():
-    with pytest.raises(SystemExit, match="does not read --streaming, --eval_split"):
+    with pytest.raises(SystemExit, match="does not read --eval_split, --streaming"):
         distill.main(["--streaming", "--eval_split", "test", "--use_cpu"])
 
 

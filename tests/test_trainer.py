@@ -390,6 +390,15 @@ def test_negative_labels(tmp_path):
         trainer.evaluate()
 
 
+@pytest.mark.parametrize(
+    ("metric", "message"), [("eval_knn_accuracy", "needs label_column"), ("knn_acc", "'knn_acc' is not measured")]
+)
+def test_a_score_that_will_not_be_there(tmp_path, metric, message):
+    options = {"eval_strategy": "steps", "save_strategy": "steps", "load_best_model_at_end": True}
+    with pytest.raises(ValueError, match=message):
+        trainer_of(tmp_path, eval_dataset=image_dataset(9), metric_for_best_model=metric, **options)
+
+
 def test_the_best_checkpoint_goes_by_a_score_that_processes_do_not_change(tmp_path):
     args = arguments(tmp_path, load_best_model_at_end=True, eval_strategy="steps", save_strategy="steps")
     assert (args.metric_for_best_model, args.greater_is_better) == ("gram_distance", False)

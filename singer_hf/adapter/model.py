@@ -49,9 +49,9 @@ class NullspaceLoraModel(LoraModel):
         targets = {f"{path}.{layer}" for layer in layers}
         if peft_config.target_modules not in (None, targets):
             raise ValueError(
-                f"This adapter sits on {sorted(peft_config.target_modules)}, but in {type(model).__name__} these "
-                f"blocks are {sorted(targets)}: load it into the same model class, usually "
-                "AutoModel.from_pretrained(...), and leave target_modules to be filled in."
+                f"This adapter sits on {sorted(peft_config.target_modules)} of a {_trained_class(peft_config)}, but "
+                f"in {type(model).__name__} these blocks are {sorted(targets)}: load it into the class it was made "
+                "for."
             )
         peft_config.hidden_size = backbone.hidden_size
         peft_config.layers_to_transform = layers
@@ -86,6 +86,10 @@ class NullspaceLoraModel(LoraModel):
 
     def _check_merge_allowed(self) -> None:
         raise ValueError(_NO_MERGE)
+
+
+def _trained_class(config: NullspaceLoraConfig) -> str:
+    return (config.auto_mapping or {}).get("base_model_class") or "model of another class"
 
 
 def initialize_adapter(model: nn.Module, config: NullspaceLoraConfig, adapter_name: str = "default") -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import os
 from dataclasses import dataclass
 
 from transformers import (
@@ -44,9 +45,20 @@ def load_vision_model(name_or_path: str, *, image_size: int | None = None, **kwa
         image_size: side of the images it will get, where that may not be its own. Position embeddings are
             interpolated for them; a timm model has to be built for that.
         kwargs: passed to `from_pretrained` (`revision`, `token`, `dtype`, `cache_dir`, …).
+
+    Raises:
+        OSError: neither a folder nor a model that the Hub has, or gives.
     """
     hub_kwargs = {k: kwargs[k] for k in ("revision", "token", "cache_dir", "local_files_only") if k in kwargs}
-    config = AutoConfig.from_pretrained(name_or_path, **hub_kwargs)
+    try:
+        config = AutoConfig.from_pretrained(name_or_path, **hub_kwargs)
+    except OSError as error:
+        if os.path.isdir(name_or_path):
+            raise
+        raise OSError(
+            f"{name_or_path!r} is no folder here (working directory {os.getcwd()}), and as a model of the Hub it "
+            f"could not be opened: {error}"
+        ) from error
     tower = _VISION_TOWERS.get(config.model_type)
     if tower is not None:
         return tower.from_pretrained(name_or_path, **kwargs)
