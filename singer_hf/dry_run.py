@@ -119,9 +119,9 @@ def _trainable(module: nn.Module) -> int:
 def _measure(trainer: DistillationTrainer, repetitions: int) -> tuple[float, int]:
     """Seconds of a forward and backward pass, and bytes that autograd keeps between the two."""
     device, batch = trainer.args.device, trainer.args.train_batch_size
-    views = [trainer.student_size]
-    if trainer.teacher_size != trainer.student_size:
-        views.append(trainer.teacher_size)
+    views = [trainer.data.student_size]
+    if trainer.data.teacher_size != trainer.data.student_size:
+        views.append(trainer.data.teacher_size)
     names = ("pixel_values", "teacher_pixel_values")
     inputs = {
         name: torch.randint(0, 256, (batch, 3, *size), dtype=torch.uint8, device=device)

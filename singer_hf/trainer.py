@@ -26,21 +26,10 @@ from .adapter import NullspaceLoraConfig
 from .arguments import DistillationArguments
 from .backbones import load_vision_model
 from .checkpoint import copy_parts_beside_student, load_distillation, save_distillation
-from .data import (
-    DistillationDataset,
-    EpochSampler,
-    PixelNormalization,
-    StreamingDistillationDataset,
-    eval_transform,
-    find_image_column,
-    find_processor,
-    input_size,
-    processor_for,
-    processor_to_save,
-    train_transform,
-)
+from .data import DataPipeline, EpochSampler
 from .distiller import Distiller
 from .objectives.build import build_objective
+from .preflight import check_metric, check_processes
 from .running_mean import RunningMean
 from .scores import knn_accuracy
 
@@ -88,36 +77,31 @@ class DistillationTrainer(Trainer):
         optimizers: tuple = (None, None),
     ):
         args = DistillationArguments("distillation_output") if args is None else args
-        _check_processes(args)
-        _check_metric(args, eval_dataset, compute_metrics)
+        check_processes(args)
+        if compute_metrics is None:
+            check_metric(args, eval_dataset)
         set_seed(args.seed)  # before projectors and adapter draw their weights
         if isinstance(model, str):
             model = load_vision_model(model, image_size=args.image_size)
         if isinstance(teacher_model, str):
             teacher_model = load_vision_model(teacher_model, image_size=args.image_size)
         student, teacher = model, teacher_model
-        teacher_processor = teacher_processing_class or _own_processor(teacher)
-        student_processor = processing_class or _own_processor(student) or teacher_processor
-        if teacher_processor is None:
-            teacher_processor = student_processor
-        if teacher_processor is None:
-            raise ValueError(
-                "Neither model comes with an image processor: pass teacher_processing_class (and processing_class for "
-                "the student, where it differs)."
-            )
-        teacher_processor = _adjusted_processor(teacher_processor, args)
-        student_processor = processor_to_save(_adjusted_processor(student_processor, args), student.config)
-        self.teacher_size, self.student_size = input_size(teacher_processor), input_size(student_processor)
-
+        self.data = DataPipeline.of_models(
+            student,
+            teacher,
+            args,
+            student_processor=processing_class,
+            teacher_processor=teacher_processing_class,
+        )
         objective, teacher = build_objective(teacher, student, args, peft_config)
         distiller = Distiller(
             teacher,
             student,
             objective,
-            teacher_normalization=PixelNormalization.from_image_processor(teacher_processor),
-            student_normalization=PixelNormalization.from_image_processor(student_processor),
+            teacher_normalization=self.data.teacher_normalization,
+            student_normalization=self.data.student_normalization,
         )
-        self.untrained = distiller.freeze_unused(self.student_size, self.teacher_size)
+        self.untrained = distiller.freeze_unused(self.data.student_size, self.data.teacher_size)
         """Parameters of the student that the objective never reaches, and that keep their initial values."""
 
         self._samplers: list[EpochSampler] = []
@@ -126,9 +110,9 @@ class DistillationTrainer(Trainer):
         super().__init__(
             model=distiller,
             args=args,
-            train_dataset=self._training_data(train_dataset, args),
-            eval_dataset=self._evaluation_data(eval_dataset, args),
-            processing_class=student_processor,
+            train_dataset=self.data.training(train_dataset),
+            eval_dataset=self.data.evaluation(eval_dataset),
+            processing_class=self.data.student_processor,
             compute_metrics=compute_metrics or self._scores,
             callbacks=callbacks,
             optimizers=optimizers,
@@ -147,58 +131,6 @@ class DistillationTrainer(Trainer):
         return self.model.teacher
 
     # -- data ---------------------------------------------------------------------------------------------------------
-    def _training_data(self, dataset: Any, args: DistillationArguments) -> Any:
-        if dataset is None:
-            return None
-        transforms = {
-            size: train_transform(size, min_scale=args.min_crop_scale, flip=args.flip_probability)
-            for size in {self.student_size, self.teacher_size}
-        }
-        options = self._view_options(transforms) | {
-            "image_column": _image_column(dataset, args),
-            "seed": args.data_seed if args.data_seed is not None else args.seed,
-            "skip_corrupt_images": args.skip_corrupt_images,
-        }
-        if isinstance(dataset, torch.utils.data.IterableDataset):
-            # Endless, so that a resumed run that skips its first batches is where it was, in whichever pass.
-            return StreamingDistillationDataset(
-                dataset, shuffle_buffer_size=args.shuffle_buffer_size, endless=True, **options
-            )
-        images = DistillationDataset(dataset, **options)
-        batch = args.train_batch_size * args.world_size
-        if args.dataloader_drop_last and len(images) < batch:
-            raise ValueError(
-                f"{len(images)} training images do not fill one batch of {batch}: lower per_device_train_batch_size."
-            )
-        return images
-
-    def _evaluation_data(self, dataset: Any, args: DistillationArguments) -> Any:
-        if dataset is None:
-            return None
-        if isinstance(dataset, dict):
-            return {name: self._evaluation_data(part, args) for name, part in dataset.items()}
-        if isinstance(dataset, torch.utils.data.IterableDataset):
-            raise ValueError(
-                "Evaluation needs a fixed set of images: take one from the stream, e.g. "
-                "datasets.Dataset.from_list(list(stream.take(1000)))."
-            )
-        transforms = {size: eval_transform(size) for size in {self.student_size, self.teacher_size}}
-        return DistillationDataset(
-            dataset,
-            **self._view_options(transforms),
-            image_column=_image_column(dataset, args),
-            label_column=args.label_column,
-            seed=args.seed,
-            skip_corrupt_images=args.skip_corrupt_images,
-        )
-
-    def _view_options(self, transforms: dict) -> dict[str, Any]:
-        same = self.teacher_size == self.student_size
-        return {
-            "transform": transforms[self.student_size],
-            "teacher_transform": None if same else transforms[self.teacher_size],
-        }
-
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if isinstance(dataset, torch.utils.data.IterableDataset):
@@ -208,14 +140,14 @@ class DistillationTrainer(Trainer):
         return sampler
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        if eval_dataset is not None and not isinstance(eval_dataset, str | DistillationDataset):
-            eval_dataset = self._evaluation_data(eval_dataset, self.args)
+        if not isinstance(eval_dataset, str):  # the name of one of several
+            eval_dataset = self.data.evaluation(eval_dataset)
         with self._every_image():
             return super().get_eval_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
         with self._every_image():
-            return super().get_test_dataloader(self._evaluation_data(test_dataset, self.args))
+            return super().get_test_dataloader(self.data.evaluation(test_dataset))
 
     @contextmanager
     def _every_image(self) -> Iterator[None]:
@@ -353,50 +285,3 @@ class _SetEpoch(TrainerCallback):
     def on_epoch_begin(self, args, state, control, **kwargs):
         for sampler in self.samplers:
             sampler.set_epoch(int(state.epoch or 0))
-
-
-def _check_metric(args: DistillationArguments, eval_dataset: Any, compute_metrics: Any) -> None:
-    """`metric_for_best_model`, before training and not at the first evaluation."""
-    name = (args.metric_for_best_model or "").removeprefix("eval_")
-    if not name or compute_metrics is not None or isinstance(eval_dataset, dict):
-        return
-    if name == "knn_accuracy" and args.label_column is None:
-        raise ValueError("metric_for_best_model='knn_accuracy' needs label_column, the column of the held-out labels.")
-    if not name.startswith(("gram_distance", "knn_accuracy", "loss", "outlier_norm_share_", "peak_to_median_")):
-        raise ValueError(
-            f"metric_for_best_model={args.metric_for_best_model!r} is not measured: expected gram_distance, "
-            "knn_accuracy (with label_column), loss or one of its terms, such as loss_kd."
-        )
-
-
-def _image_column(dataset: Any, args: DistillationArguments) -> str:
-    if args.image_column is None and getattr(dataset, "features", None) is not None:
-        return find_image_column(dataset)
-    return args.image_column or "image"
-
-
-def _own_processor(model: nn.Module) -> Any:
-    config = getattr(model, "config", None)
-    name = getattr(config, "name_or_path", "")
-    return find_processor(name, config) if name else None
-
-
-def _adjusted_processor(processor: Any, args: DistillationArguments) -> Any:
-    size = None if args.image_size is None else (args.image_size, args.image_size)
-    normalization = PixelNormalization.imagenet() if args.normalization == "imagenet" else None
-    return processor_for(processor, size=size, normalization=normalization)
-
-
-def _check_processes(args: DistillationArguments) -> None:
-    """One process a device, all in one world."""
-    if args.n_gpu > 1:
-        raise ValueError(
-            f"One process sees {args.n_gpu} GPUs, which Trainer would use by DataParallel: launch one process a GPU "
-            f"with `accelerate launch --multi_gpu --num_processes {args.n_gpu}`, or set CUDA_VISIBLE_DEVICES=0."
-        )
-    launched = int(os.environ.get("WORLD_SIZE", 1))
-    if launched != args.world_size:
-        raise ValueError(
-            f"{launched} processes were launched but they do not see each other (world size {args.world_size}), so "
-            "each would train alone. On a machine without GPUs, set use_cpu=True (--use_cpu)."
-        )

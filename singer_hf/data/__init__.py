@@ -17,6 +17,7 @@ from .errors import (
 )
 from .loading import load_images
 from .normalization import PixelNormalization
+from .pipeline import DataPipeline
 from .processors import find_processor, input_size, processor_for, processor_to_save
 from .sampler import EpochSampler
 from .seeding import sample_seed, seeded
@@ -26,6 +27,7 @@ from .transforms import eval_transform, train_transform
 __all__ = [
     "CorruptImageError",
     "DataError",
+    "DataPipeline",
     "DataSourceError",
     "DistillationDataset",
     "EmptyDatasetError",

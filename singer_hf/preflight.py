@@ -1,0 +1,40 @@
+"""Mistakes in how a run is set up that would otherwise show after hours, or never."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .arguments import DistillationArguments
+
+_SCORES = ("gram_distance", "knn_accuracy", "loss", "outlier_norm_share_", "peak_to_median_")
+
+
+def check_processes(args: DistillationArguments) -> None:
+    """Raises ValueError unless there is one process a device, all in one world."""
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"One process sees {args.n_gpu} GPUs, which Trainer would use by DataParallel: launch one process a GPU "
+            f"with `accelerate launch --multi_gpu --num_processes {args.n_gpu}`, or set CUDA_VISIBLE_DEVICES=0."
+        )
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if launched != args.world_size:
+        raise ValueError(
+            f"{launched} processes were launched but they do not see each other (world size {args.world_size}), so "
+            "each would train alone. On a machine without GPUs, set use_cpu=True (--use_cpu)."
+        )
+
+
+def check_metric(args: DistillationArguments, eval_dataset: Any) -> None:
+    """Raises ValueError where `metric_for_best_model` is a score that evaluation will not give."""
+    name = (args.metric_for_best_model or "").removeprefix("eval_")
+    if not name or isinstance(eval_dataset, dict):  # of several held-out sets, scores carry the set's name
+        return
+    if name == "knn_accuracy" and args.label_column is None:
+        raise ValueError("metric_for_best_model='knn_accuracy' needs label_column, the column of the held-out labels.")
+    if not name.startswith(_SCORES):
+        raise ValueError(
+            f"metric_for_best_model={args.metric_for_best_model!r} is not measured: expected gram_distance, "
+            "knn_accuracy (with label_column), loss or one of its terms, such as loss_kd."
+        )
