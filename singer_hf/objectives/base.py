@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -92,10 +92,22 @@ class Objective(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
+    def options(cls, args: DistillationArguments) -> dict[str, Any]:
+        """The objective's own options, from the arguments that it reads."""
+
+    @classmethod
     def from_arguments(
         cls, teacher: VisionBackbone, student: VisionBackbone, args: DistillationArguments, teacher_layers: list[int]
     ) -> Objective:
-        """Builds the objective from the options it reads."""
+        """The objective that the arguments describe, on `teacher_layers`."""
+        return cls(
+            teacher,
+            student,
+            teacher_layers=teacher_layers,
+            student_layers=args.student_layers,
+            layer_matching=args.layer_matching,
+            **cls.options(args),
+        )
 
     @property
     def teacher_features(self) -> list[int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from ..losses import kd_loss
@@ -29,19 +31,11 @@ class FitNetObjective(Objective):
         teacher,
         student,
         *,
-        teacher_layers,
-        student_layers=None,
-        layer_matching=None,
         projector: str = "linear",
         outlier_quantile: float = 0.97,
+        **layers: Any,
     ):
-        super().__init__(
-            teacher,
-            student,
-            teacher_layers=teacher_layers,
-            student_layers=student_layers,
-            layer_matching=layer_matching,
-        )
+        super().__init__(teacher, student, **layers)
         check_quantile(outlier_quantile)
         self.outlier_quantile = outlier_quantile
         self.projectors = nn.ModuleDict(
@@ -57,16 +51,11 @@ class FitNetObjective(Objective):
         return sorted({max(num_blocks * quarters // 4 - 1, 0) for quarters in (2, 3, 4)})
 
     @classmethod
-    def from_arguments(cls, teacher, student, args, teacher_layers):
-        return cls(
-            teacher,
-            student,
-            teacher_layers=teacher_layers,
-            student_layers=args.student_layers,
-            layer_matching=args.layer_matching,
-            projector=args.projector,
-            outlier_quantile=args.outlier_quantile,
-        )
+    def options(cls, args):
+        return {
+            "projector": args.projector,
+            "outlier_quantile": args.outlier_quantile,
+        }
 
     def forward(self, step: DistillationStep) -> ObjectiveOutput:
         aligner = self._aligner(step)

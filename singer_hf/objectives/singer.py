@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from ..layers import default_teacher_layers
@@ -38,22 +40,14 @@ class SingerObjective(Objective):
         teacher,
         student,
         *,
-        teacher_layers,
-        student_layers=None,
-        layer_matching=None,
         kd_weight: float = 1.0,
         outlier_weight: float = 0.01,
         info_weight: float = 1.0,
         outlier_quantile: float = 0.97,
         projector: str = "linear",
+        **layers: Any,
     ):
-        super().__init__(
-            teacher,
-            student,
-            teacher_layers=teacher_layers,
-            student_layers=student_layers,
-            layer_matching=layer_matching,
-        )
+        super().__init__(teacher, student, **layers)
         check_quantile(outlier_quantile)
         self.weights = {"kd": kd_weight, "outlier": outlier_weight, "info": info_weight}
         for term, weight in self.weights.items():
@@ -78,19 +72,14 @@ class SingerObjective(Objective):
         return default_teacher_layers(num_blocks)
 
     @classmethod
-    def from_arguments(cls, teacher, student, args, teacher_layers):
-        return cls(
-            teacher,
-            student,
-            teacher_layers=teacher_layers,
-            student_layers=args.student_layers,
-            layer_matching=args.layer_matching,
-            kd_weight=args.kd_weight,
-            outlier_weight=args.outlier_weight,
-            info_weight=args.info_weight,
-            outlier_quantile=args.outlier_quantile,
-            projector=args.projector,
-        )
+    def options(cls, args):
+        return {
+            "kd_weight": args.kd_weight,
+            "outlier_weight": args.outlier_weight,
+            "info_weight": args.info_weight,
+            "outlier_quantile": args.outlier_quantile,
+            "projector": args.projector,
+        }
 
     @property
     def teacher_features(self) -> list[int]:

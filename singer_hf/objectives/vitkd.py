@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -37,22 +39,14 @@ class ViTKDObjective(Objective):
         teacher,
         student,
         *,
-        teacher_layers,
-        student_layers=None,
-        layer_matching=None,
         mimicking_weight: float = 3e-5,
         generation_weight: float = 3e-6,
         mask_ratio: float = 0.5,
         projector: str = "linear",
         outlier_quantile: float = 0.97,
+        **layers: Any,
     ):
-        super().__init__(
-            teacher,
-            student,
-            teacher_layers=teacher_layers,
-            student_layers=student_layers,
-            layer_matching=layer_matching,
-        )
+        super().__init__(teacher, student, **layers)
         check_quantile(outlier_quantile)
         if not 0 < mask_ratio < 1:
             raise ValueError(f"mask_ratio must lie strictly between 0 and 1, got {mask_ratio}.")
@@ -74,19 +68,14 @@ class ViTKDObjective(Objective):
         return sorted({0, min(1, num_blocks - 1), num_blocks - 1})
 
     @classmethod
-    def from_arguments(cls, teacher, student, args, teacher_layers):
-        return cls(
-            teacher,
-            student,
-            teacher_layers=teacher_layers,
-            student_layers=args.student_layers,
-            layer_matching=args.layer_matching,
-            mimicking_weight=args.vitkd_mimicking_weight,
-            generation_weight=args.vitkd_generation_weight,
-            mask_ratio=args.vitkd_mask_ratio,
-            projector=args.projector,
-            outlier_quantile=args.outlier_quantile,
-        )
+    def options(cls, args):
+        return {
+            "mimicking_weight": args.vitkd_mimicking_weight,
+            "generation_weight": args.vitkd_generation_weight,
+            "mask_ratio": args.vitkd_mask_ratio,
+            "projector": args.projector,
+            "outlier_quantile": args.outlier_quantile,
+        }
 
     def forward(self, step: DistillationStep) -> ObjectiveOutput:
         aligner = self._aligner(step)
