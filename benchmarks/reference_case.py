@@ -22,6 +22,7 @@ from transformers import ViTConfig, ViTModel
 
 from singer_hf import NullspaceLoraConfig, vision_backbone
 from singer_hf.objectives import DistillationStep, FitNetObjective, ViTKDObjective, objective_class
+from singer_hf.projectors import build_projector
 
 VARIANTS = {"reference": ("singer_reference", "reference"), "paper": ("singer", "nullspace")}
 
@@ -124,22 +125,21 @@ def run_case(path: str, variant: str = "reference", dtype: torch.dtype = torch.f
 
 
 def vitkd_loss(teacher, student, step, tensors: dict[str, Tensor], meta: dict, dtype: torch.dtype) -> float:
-    mimicked = list(meta["vitkd_teacher_layers"])
-    vitkd = ViTKDObjective(
-        teacher,
-        student,
-        teacher_layers=[*mimicked, teacher.num_blocks - 1],
-        student_layers=[*meta["vitkd_student_layers"], student.num_blocks - 1],
-        projector="linear" if "vitkd.align.weight" in tensors else "identity",
-    ).to(dtype)
+    """Pair by pair, since a file may mimic the last block too, which is the one that is generated."""
     modules = under(tensors, "vitkd.")
     noise = modules.pop("noise")
-    for index, layer in enumerate(mimicked):
-        for part in [part for part in ("weight", "bias") if f"align2.{index}.{part}" in modules]:
-            modules[f"mimicking.{layer}.{part}"] = modules.pop(f"align2.{index}.{part}")
-    vitkd.load_state_dict(modules)
+    kind = "linear" if "align.weight" in modules else "identity"
+    last = {"teacher_layers": [teacher.num_blocks - 1], "student_layers": [student.num_blocks - 1]}
+    vitkd = ViTKDObjective(teacher, student, **last, projector=kind).to(dtype)
+    vitkd.load_state_dict({name: tensor for name, tensor in modules.items() if not name.startswith("align2.")})
     vitkd.mask = lambda step, patches: vitkd.mask_from_noise(noise)  # the recorded noise in place of a drawn one
-    return vitkd(step).loss.item()
+    loss = vitkd(step).loss
+    pairs = zip(meta["vitkd_teacher_layers"], meta["vitkd_student_layers"], strict=True)
+    for index, pair in enumerate(pairs):
+        projector = build_projector(kind, student.hidden_size, teacher.hidden_size).to(dtype)
+        projector.load_state_dict(under(modules, f"align2.{index}."))
+        loss = loss + vitkd.mimicking_weight * vitkd.mimic(step, projector, *pair)
+    return loss.item()
 
 
 def gradient_errors(loss: Tensor, student_model, teacher, objective, tensors: dict[str, Tensor]) -> dict[str, float]:
@@ -158,9 +158,11 @@ def gradient_errors(loss: Tensor, student_model, teacher, objective, tensors: di
     for group in ("student", "adapter", "projector"):
         names = [name for name in recorded if name.startswith(f"{group}.")]
         if names:
+            for name in names:  # of what the loss does not reach, the gradient is zero
+                ours[name] = torch.zeros_like(recorded[name]) if ours[name] is None else ours[name]
             difference = sum((ours[name] - recorded[name]).double().square().sum().item() for name in names)
             norm = sum(recorded[name].double().square().sum().item() for name in names)
-            errors[f"grad_{group}_relative_error"] = math.sqrt(difference / norm)
+            errors[f"grad_{group}_relative_error"] = math.sqrt(difference / norm) if norm else math.sqrt(difference)
     return errors
 
 

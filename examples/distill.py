@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,8 @@ from singer_hf import (
 )
 from singer_hf.data import find_processor, load_images
 from singer_hf.objectives import objective_class
+
+logger = logging.getLogger("distill")
 
 
 @dataclass
@@ -107,10 +110,11 @@ def parse_arguments(
     options = dict(defaults or {})
     if path is not None:
         try:
-            options |= read_config(path, known={action.dest for action in parser._actions})
+            options |= read_config(path, known={action.dest for action in parser._actions} - {"config", "help"})
         except ConfigError as error:
             parser.error(str(error))
-    script, args, *_ = parser.parse_args_into_dataclasses([*as_flags(options), *argv], look_for_args_file=False)
+    flags = options_as_flags(parser, options)
+    script, args, *_ = parser.parse_args_into_dataclasses([*flags, *argv], look_for_args_file=False)
     return script, args
 
 
@@ -132,16 +136,25 @@ def read_config(path: str, known: set[str]) -> dict[str, Any]:
     return options
 
 
-def as_flags(options: dict[str, Any]) -> list[str]:
-    """`{"a": 0.1, "b": [1, 2], "c": None}` -> `["--a", "0.1", "--b", "1", "2"]`; None stands for the default."""
+def options_as_flags(parser: argparse.ArgumentParser, options: dict[str, Any]) -> list[str]:
+    """What would stand on the command line for these options; None stands for the default.
+
+    A list for an option that takes one value on the command line (report_to) becomes the parser's default instead.
+    """
+    actions = {action.dest: action for action in parser._actions}
     flags = []
     for name, value in options.items():
-        if value is None:
+        action = actions[name]
+        if isinstance(value, bool) and action.choices is not None and "no" in action.choices:
+            value = "no" if value is False else value  # eval_strategy: no, which is False in YAML
+        if value is None or value == []:
             continue
-        if isinstance(value, dict):
-            value = json.dumps(value)
-        values = value if isinstance(value, list) else [value]
-        flags += [f"--{name}", *map(str, values)]
+        if isinstance(value, list) and action.nargs not in ("+", "*"):
+            parser.set_defaults(**{name: value})
+        elif isinstance(value, list):
+            flags += [f"--{name}", *map(str, value)]
+        else:
+            flags.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
     return flags
 
 
@@ -192,6 +205,11 @@ def build_trainer(script: ScriptArguments, args: DistillationArguments) -> Disti
         train, held_out = load_data(script, args.max_steps)
     callbacks = []
     if script.early_stopping_patience is not None:
+        if args.metric_for_best_model is None or args.eval_strategy == "no" or held_out is None:
+            raise ValueError(
+                "--early_stopping_patience needs --metric_for_best_model, --eval_strategy and held-out images "
+                "(--eval_split or --eval_dataset)."
+            )
         from transformers import EarlyStoppingCallback
 
         callbacks.append(EarlyStoppingCallback(script.early_stopping_patience))
@@ -227,7 +245,8 @@ def check_demo_options(script: ScriptArguments, args: DistillationArguments) -> 
     """Stops where options were given that the demonstration, with models and images of its own, does not read."""
     read = {"lora_r", "lora_alpha", "init_lora_weights", "fold_layer_norm", "dry_run"}
     unread = [f.name for f in fields(script) if f.name not in read and getattr(script, f.name) != f.default]
-    unread += [name for name in ("resume_from_checkpoint", "push_to_hub") if getattr(args, name)]
+    unread += [name for name in ("resume_from_checkpoint", "push_to_hub", "image_size") if getattr(args, name)]
+    unread += ["normalization"] if args.normalization != "own" else []
     if unread:
         raise SystemExit(
             f"--teacher and --dataset are missing. Without them the demonstration runs, which does not read "
@@ -239,7 +258,8 @@ def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     try:
         run(argv)
-    except SetupError as error:  # a mistake in the options, the models or the data: its message is all there is to say
+    except SetupError as error:  # a mistake in the options, the models or the data: its message says it all
+        logger.debug("The whole of it:", exc_info=error)  # shown with --log_level debug
         raise SystemExit(f"error: {error}") from error
 
 
@@ -252,13 +272,15 @@ def setup() -> Iterator[None]:
     """Errors in here are the user's to mend, not bugs to trace."""
     try:
         yield
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, OSError) as error:
         raise SetupError(str(error)) from error
 
 
 def run(argv: list[str]) -> None:
     with setup():
         script, args = parse_arguments(argv)
+    logging.basicConfig()
+    logger.setLevel(args.get_process_log_level())
     if script.teacher is None and script.dataset is None:
         from digits_demo import DEMO_OPTIONS, run_demo
 
@@ -275,8 +297,8 @@ def run(argv: list[str]) -> None:
             print(estimate_run(trainer))
         return
     resume = args.resume_from_checkpoint
-    if resume is not None and resume.lower() == "true":  # the newest checkpoint in output_dir
-        resume = True
+    if resume is not None and resume.lower() in ("true", "false"):  # true: the newest checkpoint in output_dir
+        resume = resume.lower() == "true"
     result = trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
     trainer.save_state()

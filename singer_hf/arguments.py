@@ -123,13 +123,10 @@ class DistillationArguments(TrainingArguments):
             self.lr_scheduler_kwargs = {"min_lr_rate": 1e-4}
         # Trainer's filter replaces a NaN loss in the log by the mean of earlier ones; here a NaN stops the run.
         self.logging_nan_inf_filter = False
-        if self.load_best_model_at_end and self.metric_for_best_model is None:
-            # Trainer's choice, the loss, is a mean over batches and so depends a little on how they are dealt out.
-            self.metric_for_best_model = "gram_distance"
         if self.metric_for_best_model is not None and self.greater_is_better is None:
             # Trainer takes only names that end in "loss" as lower-is-better, which forgets eval_loss_kd and distances.
             name = self.metric_for_best_model
-            self.greater_is_better = not ("loss" in name or name.endswith("distance"))
+            self.greater_is_better = not any(part in name for part in ("loss", "distance", "outlier", "peak"))
         if self.ddp_find_unused_parameters is None:
             # Trainer would search for them at every step; the Distiller has frozen what its objective never reaches.
             self.ddp_find_unused_parameters = False

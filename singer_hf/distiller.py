@@ -93,7 +93,7 @@ class Distiller(nn.Module):
         if teacher_pixel_values is None:
             teacher_pixel_values = pixel_values
         scoring = not self.training
-        teacher_layers, student_layers = self.objective.teacher_features, self.objective.student_layers
+        teacher_layers, student_layers = set(self.objective.teacher_features), set(self.objective.student_layers)
         if scoring:
             teacher_layers = {*teacher_layers, self.teacher_backbone.num_blocks - 1}
             student_layers = {*student_layers, self.student_backbone.num_blocks - 1}

@@ -29,8 +29,18 @@ def check_processes(args: DistillationArguments) -> None:
 def check_metric(args: DistillationArguments, eval_dataset: Any) -> None:
     """Raises ValueError where `metric_for_best_model` is a score that evaluation will not give."""
     name = (args.metric_for_best_model or "").removeprefix("eval_")
-    if not name or isinstance(eval_dataset, dict):  # of several held-out sets, scores carry the set's name
+    if isinstance(eval_dataset, dict):  # of several held-out sets, scores carry the set's name
+        sets = [key for key in eval_dataset if name.startswith(f"{key}_")]
+        if name and not sets:
+            raise ValueError(
+                f"metric_for_best_model={args.metric_for_best_model!r}: of several held-out sets, name the one that "
+                f"counts: {', '.join(f'{key}_gram_distance' for key in eval_dataset)}, …"
+            )
+        name = name.removeprefix(f"{sets[0]}_") if name else name
+    if not name:
         return
+    if args.prediction_loss_only and name in ("gram_distance", "knn_accuracy"):
+        raise ValueError(f"prediction_loss_only=True measures no {name}, which metric_for_best_model names.")
     if name == "knn_accuracy" and args.label_column is None:
         raise ValueError("metric_for_best_model='knn_accuracy' needs label_column, the column of the held-out labels.")
     if not name.startswith(_SCORES):

@@ -203,13 +203,13 @@ class DistillationTrainer(Trainer):
         images = len(inputs["pixel_values"])
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self._model_loss(model, inputs)
-            # The last batch is filled up with images that other processes score: its terms are those of its own.
-            own = self._own_images(images)
-            if own == images:
-                self._record(self._eval_means, inputs, outputs)
-            elif own:
-                inputs_of_own = {name: value[:own] for name, value in inputs.items()}
-                self._record(self._eval_means, inputs_of_own, self._model_loss(model, inputs_of_own)[1])
+            # The last batch is filled up with images that other processes score: its terms are those of its own. With
+            # none of its own the process still records, at no weight, since all have to meet in RunningMean.pop.
+            own, own_outputs = self._own_images(images), outputs
+            own_inputs = {name: value[:own] for name, value in inputs.items()}
+            if 0 < own < images:
+                own_outputs = self._model_loss(model, own_inputs)[1]
+            self._record(self._eval_means, own_inputs, own_outputs)
         if prediction_loss_only:
             return loss, None, None
         labels = inputs.get("labels")

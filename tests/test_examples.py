@@ -125,6 +125,7 @@ def test_a_json_config_file(command):
         ("teacher_layers: [two]", "invalid int value: 'two'"),
         ("streaming: 3", "Truthy value expected"),
         ("teacher_dtype: float17", "invalid choice: 'float17'"),
+        ("config: other.yaml", "unknown options: config"),
         ("just text", "holds str; expected options"),
         ("a: [1", "cannot be read as YAML or JSON"),
     ],
@@ -142,6 +143,14 @@ def test_one_number_for_a_list_and_null_for_a_default(command):
     path.write_text("teacher_layers: 17\nkd_weight: null\nlr_scheduler_kwargs: {min_lr_rate: 0.5}\nuse_cpu: true\n")
     _, args = distill.parse_arguments(["--config", str(path)])
     assert (args.teacher_layers, args.kd_weight) == ([17], 1.0)
+    path.write_text(
+        "report_to: [tensorboard]\neval_strategy: no\nrun_name: -x\nuse_cpu: true\nteacher_layers: [1, 2]\n"
+    )
+    _, args = distill.parse_arguments(["--config", str(path)])
+    assert (args.report_to, args.eval_strategy.value, args.run_name) == (["tensorboard"], "no", "-x")
+    assert args.teacher_layers == [1, 2]
+    path.write_text("lr_scheduler_kwargs: {min_lr_rate: 0.5}\nuse_cpu: true\n")
+    _, args = distill.parse_arguments(["--config", str(path)])
     assert args.lr_scheduler_kwargs == {"min_lr_rate": 0.5}
 
 
@@ -168,6 +177,17 @@ def test_a_teacher_folder_that_is_not_there(command):
 def test_options_are_not_completed(command):
     with pytest.raises(SystemExit, match="--outlier_quantil'"):
         distill.main([*command(), "--outlier_quantil", "0.9"])
+
+
+def test_early_stopping_without_a_score(command):
+    with pytest.raises(SystemExit, match="--early_stopping_patience needs --metric_for_best_model"):
+        distill.main(command(early_stopping_patience=2))
+
+
+def test_a_bug_is_not_taken_for_the_users_mistake(command, monkeypatch):
+    monkeypatch.setattr(distill, "build_trainer", lambda *args: None + 1)
+    with pytest.raises(TypeError):
+        distill.main(command())
 
 
 def test_the_demonstration_refuses_options_it_does_not_read():

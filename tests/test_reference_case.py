@@ -60,7 +60,7 @@ def test_the_recorded_adapters_follow_our_reference_rule(case):
 
 
 def test_a_case_of_other_sizes_without_expected_results(tmp_path):
-    """Three layers, other widths and depths, no adapters, no gradients, no results, no ViTKD."""
+    """Three layers, other widths and depths, no adapters, no results."""
     torch.manual_seed(0)
     sizes = {
         "teacher": {"img": 32, "patch": 8, "dim": 24, "depth": 5, "heads": 3},
@@ -74,15 +74,32 @@ def test_a_case_of_other_sizes_without_expected_results(tmp_path):
         tensors |= {f"{name}.{key}": tensor for key, tensor in model.state_dict().items()}
     for layer in layers:
         tensors |= {f"projector.{layer}.weight": torch.randn(24, 12), f"projector.{layer}.bias": torch.randn(24)}
-    meta = {**sizes, "teacher_layers": layers, "student_layers": [0, 1, 2], "rank": 4, "outlier_quantile": 0.9}
+    # ViTKD that mimics the last block too, which it also generates; a gradient of what no loss reaches.
+    pairs = {"vitkd_teacher_layers": [0, 4], "vitkd_student_layers": [0, 2]}
+    for name in ("align2.0", "align2.1", "align"):
+        tensors |= {f"vitkd.{name}.weight": torch.randn(24, 12), f"vitkd.{name}.bias": torch.randn(24)}
+    for name in ("generation.0", "generation.2"):
+        tensors |= {f"vitkd.{name}.weight": torch.randn(24, 24, 3, 3), f"vitkd.{name}.bias": torch.randn(24)}
+    tensors |= {"vitkd.mask_token": torch.randn(1, 1, 24), "vitkd.noise": torch.rand(2, 16)}
+    tensors["grad.student.layernorm.weight"] = torch.zeros(12)
+    meta = {
+        **sizes,
+        **pairs,
+        "teacher_layers": layers,
+        "student_layers": [0, 1, 2],
+        "rank": 4,
+        "outlier_quantile": 0.9,
+    }
     meta = {key: json.dumps(value) for key, value in (meta | {"loss_weights": [1.0, 0.5, 2.0]}).items()}
     save_file(tensors, tmp_path / "case.safetensors", metadata=meta)
     for variant in ("reference", "paper"):
         command = [sys.executable, SCRIPT, tmp_path / "case.safetensors", "--variant", variant]
         printed = subprocess.run(command, check=True, capture_output=True, text=True, env=environment()).stdout
         result = json.loads(printed)
-        wanted = {"loss_kd", "loss_outlier", "loss_info", "fitnet_loss"}
-        assert set(result) == (wanted if variant == "reference" else wanted | {"kd", "outlier", "info"})
+        wanted = {"loss_kd", "loss_outlier", "loss_info", "fitnet_loss", "vitkd_loss"}
+        own = {"grad_student_relative_error"} if variant == "reference" else {"kd", "outlier", "info"}
+        assert set(result) == wanted | own
+        assert result.pop("grad_student_relative_error", 0) == 0
         assert all(value > 0 for value in result.values())
     assert result["loss_outlier"] == pytest.approx(0.5 * result["outlier"])
     assert result["loss_info"] == pytest.approx(2 * result["info"])

@@ -399,9 +399,63 @@ def test_a_score_that_will_not_be_there(tmp_path, metric, message):
         trainer_of(tmp_path, eval_dataset=image_dataset(9), metric_for_best_model=metric, **options)
 
 
-def test_the_best_checkpoint_goes_by_a_score_that_processes_do_not_change(tmp_path):
-    args = arguments(tmp_path, load_best_model_at_end=True, eval_strategy="steps", save_strategy="steps")
-    assert (args.metric_for_best_model, args.greater_is_better) == ("gram_distance", False)
+def test_a_process_without_images_of_its_own_still_meets_the_others(tmp_path, monkeypatch):
+    trainer = trainer_of(tmp_path, eval_dataset=image_dataset(4))
+    monkeypatch.setattr(trainer, "_own_images", lambda images: 0)
+    batch = next(iter(trainer.get_eval_dataloader()))
+    trainer.prediction_step(trainer.model.eval(), batch, prediction_loss_only=False)
+    assert {"loss_kd", "loss_outlier", "loss_info"} <= set(trainer._eval_means._sums)
+    assert trainer._eval_means._weight == 0
+
+
+@pytest.mark.parametrize(
+    ("metric", "greater"),
+    [("loss", False), ("eval_loss_kd", False), ("gram_distance", False), ("knn_accuracy", True)]
+    + [("peak_to_median_after", False), ("outlier_norm_share_after", False)],
+)
+def test_better_is_known_of_every_score(tmp_path, metric, greater):
+    assert arguments(tmp_path, metric_for_best_model=metric).greater_is_better is greater
+
+
+def test_of_several_held_out_sets_the_best_checkpoint_needs_one_named(tmp_path):
+    options = {"eval_strategy": "steps", "save_strategy": "steps", "load_best_model_at_end": True, "max_steps": 500}
+    sets = {"a": image_dataset(9), "b": image_dataset(9, seed=1)}
+    with pytest.raises(ValueError, match="name the one that counts: a_gram_distance, b_gram_distance"):
+        trainer_of(tmp_path, eval_dataset=sets, metric_for_best_model="gram_distance", **options)
+    trainer_of(tmp_path, eval_dataset=sets, metric_for_best_model="eval_a_gram_distance", **options)
+
+
+@pytest.mark.parametrize(
+    ("objective", "teacher_layers", "student_layers"),
+    [("singer", [1, 3], [2, 2]), ("vitkd", [0, 1, 3], [0, 0, 2])],
+)
+def test_a_student_block_learns_from_several_teacher_blocks(tmp_path, objective, teacher_layers, student_layers):
+    trainer = trainer_of(
+        tmp_path, objective=objective, teacher_layers=teacher_layers, student_layers=student_layers, max_steps=1
+    )
+    trainer.train()
+    assert trainer.model.objective.student_layers == student_layers
+
+
+def test_a_dataset_whose_transform_makes_the_images(tmp_path):
+    images = [row["image"] for row in image_dataset(32)]
+    dataset = datasets.Dataset.from_dict({"file": list(range(32))})
+    dataset = dataset.with_transform(lambda rows: {"image": [images[index] for index in rows["file"]]})
+    trainer_of(tmp_path, dataset=dataset, max_steps=1).train()
+
+
+def test_an_empty_stream(tmp_path):
+    stream = image_dataset(8).to_iterable_dataset().take(0)
+    with pytest.raises(ValueError, match="stream is empty"):
+        trainer_of(tmp_path, dataset=stream, dataloader_num_workers=1)
+
+
+def test_corrupt_images_at_the_end_of_a_streams_pass_are_counted_too(tmp_path):
+    stream = with_corrupt_image(image_dataset(8), 7).to_iterable_dataset()
+    options = {"skip_corrupt_images": True, "shuffle_buffer_size": 0, "max_steps": 3, "per_device_train_batch_size": 7}
+    trainer = trainer_of(tmp_path, dataset=stream, **options)
+    trainer.train()
+    assert trainer.num_corrupt_images == 2  # one between each two passes
 
 
 @pytest.mark.parametrize(("metric", "greater"), [("gram_distance", False), ("knn_accuracy", True), ("loss_kd", False)])

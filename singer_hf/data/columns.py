@@ -16,14 +16,14 @@ def find_image_column(dataset: Any, wanted: str | None = None) -> str:
     """Name of the column of images of a `datasets.Dataset` or `IterableDataset`.
 
     Args:
-        wanted: the column to use. `None`: "image" where there is one, else the only column of type `Image`.
+        wanted: the column to use. `None`: "image" where that holds images, else the only column of type `Image`.
 
     Raises:
         MissingColumnError: no such column, or several.
         ImageColumnError: `wanted` holds no images.
     """
     features = known_features(dataset)
-    if wanted is None and "image" in features:
+    if wanted is None and "image" in features and _holds_images(features["image"]):
         wanted = "image"
     if wanted is not None:
         check_image_feature(features, wanted)
@@ -88,12 +88,16 @@ def check_image_feature(features: Mapping[str, Any], name: str) -> None:
     """Raises unless the column is there and is of type `Image`, encoded bytes, or a struct with bytes."""
     check_column(features, name, "image_column")
     feature = features[name]
-    is_binary = isinstance(feature, Value) and feature.dtype in ("binary", "large_binary")
-    if not (isinstance(feature, Image) or is_binary or (isinstance(feature, dict) and "bytes" in feature)):
+    if not _holds_images(feature):
         raise ImageColumnError(
             f"Column {name!r} is {feature}; expected images. Set image_column to one of {_names(features)}; a column "
             f"of file paths becomes one of images by dataset.cast_column({name!r}, datasets.Image())."
         )
+
+
+def _holds_images(feature: Any) -> bool:
+    is_binary = isinstance(feature, Value) and feature.dtype in ("binary", "large_binary")
+    return isinstance(feature, Image) or is_binary or (isinstance(feature, dict) and "bytes" in feature)
 
 
 def check_label_feature(features: Mapping[str, Any], name: str) -> None:

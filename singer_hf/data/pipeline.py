@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import datasets
 import torch
 from torch import nn
 
 from .columns import find_image_column
 from .dataset import DistillationDataset
+from .errors import EmptyDatasetError
 from .normalization import PixelNormalization
 from .processors import find_processor, input_size, processor_for, processor_to_save
 from .streaming import StreamingDistillationDataset
@@ -93,9 +95,12 @@ class DataPipeline:
         }
         if isinstance(dataset, torch.utils.data.IterableDataset):
             # Endless, so that a resumed run that skips its first batches is where it was, in whichever pass.
-            return StreamingDistillationDataset(
+            stream = StreamingDistillationDataset(
                 dataset, shuffle_buffer_size=args.shuffle_buffer_size, endless=True, **options
             )
+            if next(iter(stream.dataset.take(1)), None) is None:  # here and not in a worker
+                raise EmptyDatasetError("The stream is empty; expected at least one image. Check its path and split.")
+            return stream
         images = DistillationDataset(dataset, **options)
         batch = args.train_batch_size * args.world_size
         if args.dataloader_drop_last and len(images) < batch:
@@ -132,7 +137,9 @@ class DataPipeline:
         }
 
     def _image_column(self, dataset: Any) -> str:
-        if self.args.image_column is None and getattr(dataset, "features", None) is not None:
+        # A dataset with a transform of its own is used by what that returns, of which its features say nothing.
+        transformed = isinstance(dataset, datasets.Dataset) and dataset.format["type"] == "custom"
+        if self.args.image_column is None and not transformed and getattr(dataset, "features", None) is not None:
             return find_image_column(dataset)
         return self.args.image_column or "image"
 

@@ -50,7 +50,7 @@ def input_size(processor: Any) -> tuple[int, int]:
         return stated["shortest_edge"], stated["shortest_edge"]
     raise ValueError(
         f"{type(processor).__name__} states the input size as {name} = {stated or None}; expected 'height' and "
-        "'width', or 'shortest_edge'. Set image_size, or pass a processor with a fixed size."
+        "'width', or 'shortest_edge'. Pass a processor with a fixed size."
     )
 
 

@@ -36,9 +36,8 @@ class StreamingDistillationDataset(IterableDataset):
         endless: passes follow each other without end, each with the order and the augmentation of the next epoch; a
             batch may hold the end of one and the start of the next. False: one pass.
         shuffle_buffer_size: samples, still encoded, that each worker holds to draw from; 0 keeps the stream's order.
-        skip_corrupt_images: leave out what cannot be read. The next item that is yielded then has `corrupt` True:
-            the number of such items is a lower bound on the number of unreadable images, exact where no two follow
-            each other. Images at the very end of a worker's share are left out unmarked.
+        skip_corrupt_images: leave out what cannot be read. `corrupt` of an item is the number of images that were left
+            out just before it; what was left out behind the last item of all is not counted.
         transform, teacher_transform, image_column, label_column, seed: as of [`DistillationDataset`].
 
     Raises:
@@ -93,31 +92,38 @@ class StreamingDistillationDataset(IterableDataset):
         self._epoch.fill_(int(epoch))  # in place: the memory is shared
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        skipped = 0
         for epoch in itertools.count(self.epoch):
             samples = 0
             for item in self._one_pass(epoch):
+                if item is None:
+                    skipped += 1
+                    continue
+                item["corrupt"], skipped = torch.tensor(skipped), 0
                 samples += 1
                 yield item
             if not self.endless or not samples:  # a worker may be left without a shard
                 return
 
-    def _one_pass(self, epoch: int) -> Iterator[dict[str, Tensor]]:
+    def _one_pass(self, epoch: int) -> Iterator[dict[str, Tensor] | None]:
+        """Items, with None for each image that is left out."""
         stream = self.dataset
         if self.shuffle_buffer_size:
             order_seed = sample_seed(self.seed, epoch, _ORDER)
             stream = stream.shuffle(seed=order_seed, buffer_size=self.shuffle_buffer_size)
-        corrupt, first_error, position, readable = False, None, -1, 0
+        order = "shuffled order" if self.shuffle_buffer_size else "order"
+        first_error, position, readable = None, -1, 0
         for position, row in enumerate(stream):
             try:
-                item = self._item(row, epoch, f"Image {position} of the stream")
+                item = self._item(row, epoch, f"Image {position} of the stream (in this process's {order})")
             except CorruptImageError as error:
                 if not self.skip_corrupt_images:
                     raise
-                corrupt, first_error = True, first_error or error
-                continue
-            item["corrupt"] = torch.tensor(corrupt)
-            yield item
-            corrupt, readable = False, readable + 1
+                first_error = first_error or error
+                yield None
+            else:
+                readable += 1
+                yield item
         if first_error is not None and not readable:
             raise CorruptImageError(f"None of {position + 1} images can be read. The first error was: {first_error}")
         if position < 0 and torch.utils.data.get_worker_info() is None:

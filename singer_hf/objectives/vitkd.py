@@ -78,24 +78,30 @@ class ViTKDObjective(Objective):
         }
 
     def forward(self, step: DistillationStep) -> ObjectiveOutput:
-        aligner = self._aligner(step)
-        prefix = len(aligner.teacher_prefix)
-        students = [aligner.align_student(step.student.hidden[layer])[:, prefix:] for layer in self.student_layers]
-        teachers = [self._teacher_patches(step, step.teacher.hidden[layer]) for layer in self.teacher_layers]
-        mimicking = sum(
-            self._per_image_sum(self.mimicking[str(layer)](student) - teacher)
-            for layer, student, teacher in zip(self.teacher_layers[:-1], students, teachers, strict=False)
-        )
-        mask = self.mask(step, teachers[-1])
-        generated = self.generate(students[-1], mask, step.teacher.layout.grid)
-        generation = self._per_image_sum(mask * (generated - teachers[-1]))
+        pairs = list(zip(self.teacher_layers, self.student_layers, strict=True))
+        mimicking = sum(self.mimic(step, self.mimicking[str(pair[0])], *pair) for pair in pairs[:-1])
+        student, target = self._patches(step, *pairs[-1])
+        mask = self.mask(step, target)
+        generated = self.generate(student, mask, step.teacher.layout.grid)
+        generation = self._per_image_sum(mask * (generated - target))
         return ObjectiveOutput(
             {
                 "loss_mimicking": self.mimicking_weight * torch.as_tensor(mimicking, device=generation.device),
                 "loss_generation": self.generation_weight / self.mask_ratio * generation,
             },
-            artifact_statistics(teachers[-1:], self.outlier_quantile, "before"),
+            artifact_statistics([target], self.outlier_quantile, "before"),
         )
+
+    def mimic(self, step: DistillationStep, projector: nn.Module, layer: int, student_layer: int) -> Tensor:
+        """‖A(F_S) − F_l‖² / B of one pair of blocks, unweighted."""
+        student, target = self._patches(step, layer, student_layer)
+        return self._per_image_sum(projector(student) - target)
+
+    def _patches(self, step: DistillationStep, layer: int, student_layer: int) -> tuple[Tensor, Tensor]:
+        """Patches of a pair of blocks, the student's on the teacher's grid: (B, n, d_S), (B, n, d_T)."""
+        aligner = self._aligner(step)
+        student = aligner.align_student(step.student.hidden[student_layer])[:, len(aligner.teacher_prefix) :]
+        return student, self._teacher_patches(step, step.teacher.hidden[layer])
 
     def mask(self, step: DistillationStep, patches: Tensor) -> Tensor:
         """(B, n, 1), 1 for masked patches: those whose noise ranks above the kept share of the image."""

@@ -15,6 +15,11 @@ def test_the_only_image_column_is_found():
     assert find_image_column(dataset.to_iterable_dataset()) == "photo"
 
 
+def test_a_column_named_image_without_images_is_passed_over():
+    dataset = with_features(image=datasets.Value("string"), photo=datasets.Image())
+    assert find_image_column(dataset) == "photo"
+
+
 def test_a_wanted_image_column_must_exist():
     with pytest.raises(MissingColumnError, match="no column 'img'; its columns are 'image'.*image_column"):
         find_image_column(with_features(image=datasets.Image()), wanted="img")
