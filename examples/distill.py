@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal, Optional
 
 import yaml
-from transformers import HfArgumentParser, set_seed
+from transformers import EarlyStoppingCallback, HfArgumentParser, set_seed
 
 from singer_hf import (
     STUDENT_SIZES,
@@ -210,8 +210,6 @@ def build_trainer(script: ScriptArguments, args: DistillationArguments) -> Disti
                 "--early_stopping_patience needs --metric_for_best_model, --eval_strategy and held-out images "
                 "(--eval_split or --eval_dataset)."
             )
-        from transformers import EarlyStoppingCallback
-
         callbacks.append(EarlyStoppingCallback(script.early_stopping_patience))
     return DistillationTrainer(
         student,

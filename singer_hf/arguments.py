@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 
 from .layers import LAYER_MATCHINGS
 from .objectives import objective_class
-from .objectives.singer import check_quantile
+from .objectives.base import check_quantile
 from .projectors import PROJECTORS
 
 NORMALIZATIONS = ("own", "imagenet")

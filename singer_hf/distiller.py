@@ -95,8 +95,8 @@ class Distiller(nn.Module):
         scoring = not self.training
         teacher_layers, student_layers = set(self.objective.teacher_features), set(self.objective.student_layers)
         if scoring:
-            teacher_layers = {*teacher_layers, self.teacher_backbone.num_blocks - 1}
-            student_layers = {*student_layers, self.student_backbone.num_blocks - 1}
+            teacher_layers.add(self.teacher_backbone.num_blocks - 1)
+            student_layers.add(self.student_backbone.num_blocks - 1)
         with torch.no_grad():
             teacher_pixels = self.teacher_normalization(teacher_pixel_values).to(_dtype(self.teacher))
             teacher = self.teacher_backbone.features(teacher_pixels, teacher_layers, adapters=False)

@@ -11,7 +11,6 @@ from torch import nn
 
 from .columns import find_image_column
 from .dataset import DistillationDataset
-from .errors import EmptyDatasetError
 from .normalization import PixelNormalization
 from .processors import find_processor, input_size, processor_for, processor_to_save
 from .streaming import StreamingDistillationDataset
@@ -98,8 +97,7 @@ class DataPipeline:
             stream = StreamingDistillationDataset(
                 dataset, shuffle_buffer_size=args.shuffle_buffer_size, endless=True, **options
             )
-            if next(iter(stream.dataset.take(1)), None) is None:  # here and not in a worker
-                raise EmptyDatasetError("The stream is empty; expected at least one image. Check its path and split.")
+            stream.require_images()  # here and not in a worker
             return stream
         images = DistillationDataset(dataset, **options)
         batch = args.train_batch_size * args.world_size

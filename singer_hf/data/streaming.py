@@ -19,6 +19,7 @@ from .images import check_cell, load_rgb, read_cell
 from .seeding import sample_seed
 from .views import Transform, make_views
 
+_EMPTY = "The stream is empty; expected at least one image. Check its path and split."
 _ORDER = -1  # in place of a sample id, which is never negative
 
 
@@ -91,6 +92,11 @@ class StreamingDistillationDataset(IterableDataset):
         """From the next `iter` on, in this and in worker processes, order and augmentation are those of `epoch`."""
         self._epoch.fill_(int(epoch))  # in place: the memory is shared
 
+    def require_images(self) -> None:
+        """Raises `EmptyDatasetError` unless there is a first row, without decoding it."""
+        if next(iter(self.dataset.take(1)), None) is None:
+            raise EmptyDatasetError(_EMPTY)
+
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         skipped = 0
         for epoch in itertools.count(self.epoch):
@@ -127,7 +133,7 @@ class StreamingDistillationDataset(IterableDataset):
         if first_error is not None and not readable:
             raise CorruptImageError(f"None of {position + 1} images can be read. The first error was: {first_error}")
         if position < 0 and torch.utils.data.get_worker_info() is None:
-            raise EmptyDatasetError("The stream is empty; expected at least one image. Check its path and split.")
+            raise EmptyDatasetError(_EMPTY)
 
     def _item(self, row: dict[str, Any], epoch: int, where: str) -> dict[str, Tensor]:
         check_column(row, self.image_column, "image_column")

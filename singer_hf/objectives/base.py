@@ -56,6 +56,11 @@ class Objective(nn.Module, ABC):
         teacher_layers: distilled blocks D of the teacher.
         student_layers: the student's blocks, matched by [`match_layers`] where `None`.
         layer_matching: rule of that matching; default: the objective's `default_layer_matching`.
+        outlier_quantile: α in (0, 1): patches above this quantile of their image's norms are outliers, to the logged
+            statistics and to losses on outliers; 0.97 in the paper.
+
+    Raises:
+        ValueError: α outside (0, 1), layers that [`match_layers`] refuses.
     """
 
     name: ClassVar[str]
@@ -72,8 +77,11 @@ class Objective(nn.Module, ABC):
         teacher_layers: Iterable[int],
         student_layers: Iterable[int] | None = None,
         layer_matching: str | None = None,
+        outlier_quantile: float = 0.97,
     ):
         super().__init__()
+        check_quantile(outlier_quantile)
+        self.outlier_quantile = outlier_quantile
         self.teacher, self.student = teacher, student
         teacher_layers = list(teacher_layers)
         self.teacher_layers = sorted(teacher_layers)
@@ -106,6 +114,7 @@ class Objective(nn.Module, ABC):
             teacher_layers=teacher_layers,
             student_layers=args.student_layers,
             layer_matching=args.layer_matching,
+            outlier_quantile=args.outlier_quantile,
             **cls.options(args),
         )
 
@@ -123,6 +132,12 @@ class Objective(nn.Module, ABC):
 
     def _teacher_patches(self, step: DistillationStep, tokens: Tensor) -> Tensor:
         return tokens[:, step.teacher.layout.num_prefix_tokens :]
+
+
+def check_quantile(quantile: float) -> None:
+    """Raises ValueError unless 0 < quantile < 1."""
+    if not 0 < quantile < 1:
+        raise ValueError(f"outlier_quantile must lie strictly between 0 and 1, got {quantile}.")
 
 
 def artifact_statistics(patches: Iterable[Tensor], quantile: float, suffix: str) -> dict[str, Tensor]:

@@ -9,7 +9,6 @@ from torch import nn
 from ..losses import kd_loss
 from ..projectors import build_projector
 from .base import DistillationStep, Objective, ObjectiveOutput, artifact_statistics, register_objective
-from .singer import check_quantile
 
 
 @register_objective
@@ -19,9 +18,8 @@ class FitNetObjective(Objective):
     Term: `loss_fitnet`.
 
     Args:
-        teacher, student, teacher_layers, student_layers, layer_matching: see [`Objective`].
+        teacher, student, and the options of every objective: see [`Objective`].
         projector: a name in `PROJECTORS`.
-        outlier_quantile: α of the logged artifact statistics.
     """
 
     name = "fitnet"
@@ -32,12 +30,9 @@ class FitNetObjective(Objective):
         student,
         *,
         projector: str = "linear",
-        outlier_quantile: float = 0.97,
-        **layers: Any,
+        **common: Any,
     ):
-        super().__init__(teacher, student, **layers)
-        check_quantile(outlier_quantile)
-        self.outlier_quantile = outlier_quantile
+        super().__init__(teacher, student, **common)
         self.projectors = nn.ModuleDict(
             {
                 str(layer): build_projector(projector, student.hidden_size, teacher.hidden_size)
@@ -54,7 +49,6 @@ class FitNetObjective(Objective):
     def options(cls, args):
         return {
             "projector": args.projector,
-            "outlier_quantile": args.outlier_quantile,
         }
 
     def forward(self, step: DistillationStep) -> ObjectiveOutput:

@@ -20,11 +20,10 @@ class SingerObjective(Objective):
 
     Args:
         teacher: backbone of a teacher with a nullspace adapter on `teacher_layers`.
-        student, teacher_layers, student_layers, layer_matching: see [`Objective`].
+        student, and the options of every objective: see [`Objective`].
         kd_weight: λ_kd, 1.0 in the paper.
         outlier_weight: λ_outlier, 0.01 in the paper.
         info_weight: λ_info, 1.0 in the paper.
-        outlier_quantile: α in (0, 1), 0.97 in the paper.
         projector: a name in `PROJECTORS`.
 
     Raises:
@@ -43,17 +42,14 @@ class SingerObjective(Objective):
         kd_weight: float = 1.0,
         outlier_weight: float = 0.01,
         info_weight: float = 1.0,
-        outlier_quantile: float = 0.97,
         projector: str = "linear",
-        **layers: Any,
+        **common: Any,
     ):
-        super().__init__(teacher, student, **layers)
-        check_quantile(outlier_quantile)
+        super().__init__(teacher, student, **common)
         self.weights = {"kd": kd_weight, "outlier": outlier_weight, "info": info_weight}
         for term, weight in self.weights.items():
             if weight < 0:
                 raise ValueError(f"{term}_weight must not be negative, got {weight}.")
-        self.outlier_quantile = outlier_quantile
         plain = [layer for layer in self.teacher_layers if not hasattr(teacher.blocks[layer], "refine")]
         if plain:
             raise ValueError(
@@ -77,7 +73,6 @@ class SingerObjective(Objective):
             "kd_weight": args.kd_weight,
             "outlier_weight": args.outlier_weight,
             "info_weight": args.info_weight,
-            "outlier_quantile": args.outlier_quantile,
             "projector": args.projector,
         }
 
@@ -158,9 +153,3 @@ class ReferenceSingerObjective(SingerObjective):
             return kd_loss(self._next_block(layer, refined, step), step.teacher.hidden[layer + 1])
         previous = refined[self.teacher_layers[-2]]
         return gram_loss(self._teacher_patches(step, refined[layer]), self._teacher_patches(step, previous))
-
-
-def check_quantile(quantile: float) -> None:
-    """Raises ValueError unless 0 < quantile < 1."""
-    if not 0 < quantile < 1:
-        raise ValueError(f"outlier_quantile must lie strictly between 0 and 1, got {quantile}.")

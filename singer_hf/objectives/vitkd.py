@@ -11,7 +11,6 @@ from ..losses import full_precision
 from ..projectors import build_projector
 from ..sample_noise import sample_noise
 from .base import DistillationStep, Objective, ObjectiveOutput, artifact_statistics, register_objective
-from .singer import check_quantile
 
 
 @register_objective
@@ -24,12 +23,11 @@ class ViTKDObjective(Objective):
     train, unlike in the released code. Terms: `loss_mimicking`, `loss_generation`, weighted.
 
     Args:
-        teacher, student, teacher_layers, student_layers, layer_matching: see [`Objective`].
+        teacher, student, and the options of every objective: see [`Objective`].
         mimicking_weight: α, 3e-5 officially.
         generation_weight: β, 3e-6 officially.
         mask_ratio: λ in (0, 1), 0.5 officially.
         projector: a name in `PROJECTORS`.
-        outlier_quantile: quantile of the logged artifact statistics.
     """
 
     name = "vitkd"
@@ -43,15 +41,13 @@ class ViTKDObjective(Objective):
         generation_weight: float = 3e-6,
         mask_ratio: float = 0.5,
         projector: str = "linear",
-        outlier_quantile: float = 0.97,
-        **layers: Any,
+        **common: Any,
     ):
-        super().__init__(teacher, student, **layers)
-        check_quantile(outlier_quantile)
+        super().__init__(teacher, student, **common)
         if not 0 < mask_ratio < 1:
             raise ValueError(f"mask_ratio must lie strictly between 0 and 1, got {mask_ratio}.")
         self.mimicking_weight, self.generation_weight = mimicking_weight, generation_weight
-        self.mask_ratio, self.outlier_quantile = mask_ratio, outlier_quantile
+        self.mask_ratio = mask_ratio
         widths = (student.hidden_size, teacher.hidden_size)
         self.mimicking = nn.ModuleDict({str(t): build_projector(projector, *widths) for t in self.teacher_layers[:-1]})
         self.align = build_projector(projector, *widths)
@@ -74,7 +70,6 @@ class ViTKDObjective(Objective):
             "generation_weight": args.vitkd_generation_weight,
             "mask_ratio": args.vitkd_mask_ratio,
             "projector": args.projector,
-            "outlier_quantile": args.outlier_quantile,
         }
 
     def forward(self, step: DistillationStep) -> ObjectiveOutput:
