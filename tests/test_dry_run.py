@@ -1,5 +1,5 @@
 import torch
-from test_trainer import trainer_of, weights
+from runs import trainer_of, weights
 
 from singer_hf import estimate_run
 
