@@ -1,0 +1,344 @@
+"""Linear evaluation of one frozen backbone: a task in, a result out."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..metrics import TopKAccuracy
+from ..scores import knn_votes
+from .extraction import Extractor
+from .fit import fit_head, score_heads
+from .frozen import FrozenBackbone
+from .head_data import HeadData, PooledData, TokenData
+from .heads import LinearHeads
+from .labels import Labels, read_labels
+from .probes import ClassificationProbe, DepthProbe, Probe, SegmentationProbe
+from .protocol import Protocol, protocol_for
+from .result import EvaluationResult, versions
+from .splits import Split, load_splits
+from .task import TASKS, Task, TaskError
+from .views import annotated_views, image_views
+
+
+@dataclass
+class _Prepared:
+    """A task's features and the probe that is trained on them. `plain`: training images as test images are seen."""
+
+    probe: Probe
+    train: HeadData
+    test: HeadData
+    plain: HeadData | None = None
+    labels: Labels | None = None
+
+
+class LinearEvaluator:
+    """Evaluates a frozen backbone on tasks, by linear heads on the features of one block.
+
+    Protocols are described in [`Protocol`]; features in [`FrozenBackbone`]. Heads: classification, one linear layer
+    on the pooled feature; segmentation, a 1×1 convolution on patch tokens, upsampled bilinearly to the input's size;
+    depth, the same on patch tokens with the CLS token beside each, to 256 bins. All processes of a launch call the
+    same methods; they share the extraction and the grid, and each scores its part of the test images.
+
+    Args:
+        backbone: the model.
+        extractor: of its features.
+        protocol: a name in `PROTOCOLS`.
+        options: fields of the [`Protocol`] that replace its own, e.g. `{"epochs": (50,)}`.
+        output_dir: results go to `<output_dir>/<task>.<protocol>.json`, heads to `<output_dir>/heads`.
+        seed: of validation split, order and views.
+        knn_neighbors: k of the k-NN score of classification tasks; 0: no such score.
+        max_train_images, max_test_images: take so many at most, evenly spaced; the result says how many it were.
+
+    Raises:
+        ValueError: an unknown protocol, or an option out of range.
+    """
+
+    def __init__(
+        self,
+        backbone: FrozenBackbone,
+        extractor: Extractor,
+        *,
+        protocol: str = "default",
+        options: Mapping[str, Any] | None = None,
+        output_dir: str | Path = "results",
+        seed: int = 0,
+        knn_neighbors: int = 20,
+        max_train_images: int | None = None,
+        max_test_images: int | None = None,
+    ):
+        self.backbone, self.extractor = backbone, extractor
+        self.state: PartialState = extractor.state
+        self.protocol, self.options = protocol, dict(options or {})
+        for kind in ("classification", "segmentation", "depth"):
+            self._protocol(kind)  # so that a wrong option is found now
+        self.output_dir, self.seed, self.knn_neighbors = Path(output_dir), seed, knn_neighbors
+        self.limits = {"max_train_images": max_train_images, "max_test_images": max_test_images}
+
+    def run(self, task: Task) -> EvaluationResult:
+        """Evaluates and writes the result; in every process.
+
+        Raises:
+            DataError, TaskError: what is wrong with the images, their annotation or the task's description.
+            CacheError: the features cannot be kept.
+            DivergedError: no learning rate of the grid was low enough.
+        """
+        start = time.perf_counter()
+        before = self.extractor.images_extracted
+        protocol = self._protocol(task.kind)
+        train, test = load_splits(task, paper=self.protocol == "paper", seed=self.seed, **self.limits)
+        if task.head_of is not None:
+            return self._run_reused(task, test, protocol, start)
+        prepared = self._prepare(task, train, test, protocol)
+        extracted = time.perf_counter()
+        fit = fit_head(
+            prepared.probe,
+            prepared.train,
+            prepared.test,
+            protocol,
+            self.state,
+            plain=prepared.plain,
+            labels=None if prepared.labels is None else prepared.labels.values,
+        )
+        scores = self._score(prepared.probe, fit.head, prepared.test)
+        trained = time.perf_counter()
+        if prepared.labels is not None:
+            self._save_head(task, protocol, fit.head, prepared.labels)
+            if self.knn_neighbors:
+                scores["knn_top1_accuracy"] = self._knn(prepared)
+        result = self._result(
+            task,
+            protocol,
+            splits={"train": train.description(), "test": test.description()},
+            selection=fit.selection | {"views": max(1, protocol.views)},
+            hyperparameters=asdict(fit.config),
+            scores=scores,
+            main_score=prepared.probe.main_score,
+            seconds={"features": extracted - start, "head": trained - extracted},
+            start=start,
+            images_extracted=self.extractor.images_extracted - before,
+        )
+        return self._saved(result)
+
+    def _protocol(self, kind: str) -> Protocol:
+        options = dict(self.options)
+        if kind == "classification":
+            options.pop("pixels", None)
+        return protocol_for(self.protocol, kind).with_options(**options)
+
+    # -- features -----------------------------------------------------------------------------------------------------
+    def _prepare(self, task: Task, train: Split, test: Split, protocol: Protocol) -> _Prepared:
+        augmented = protocol.views > 0
+        if task.kind == "classification":
+            labels, test_labels = read_split_labels(task, train, test)
+            with_plain = augmented and (self.knn_neighbors or protocol.selection == "validation")
+            return _Prepared(
+                ClassificationProbe(len(labels.names)),
+                train=self._pooled(train, labels.values, protocol, augmented),
+                plain=self._pooled(train, labels.values, protocol, False) if with_plain or not augmented else None,
+                test=self._pooled(test, test_labels.values, protocol, False),
+                labels=labels,
+            )
+        grid = self.backbone.grid
+        if task.kind == "segmentation":
+            probe = SegmentationProbe(task.num_labels, grid)
+        else:
+            probe = DepthProbe(task.max_depth, grid)
+        with_plain = augmented and protocol.selection == "validation"
+        return _Prepared(
+            probe,
+            train=self._tokens(train, task, protocol, augmented),
+            plain=self._tokens(train, task, protocol, False) if with_plain else None,
+            test=self._tokens(test, task, protocol, False),
+        )
+
+    def _pooled(self, split: Split, labels: Tensor, protocol: Protocol, augmented: bool) -> PooledData:
+        views = image_views(self.backbone.input_size, protocol, augmented=augmented, seed=self.seed)
+        features = self.extractor.pooled(split, views).all("pooled")
+        device = self.backbone.device
+        if device.type != "cuda" or features.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
+            features = features.to(device)
+        return PooledData(features, labels.to(device), torch.arange(len(labels)), self.seed, device)
+
+    def _tokens(self, split: Split, task: Task, protocol: Protocol, augmented: bool) -> TokenData:
+        views = annotated_views(self.backbone.input_size, protocol, augmented=augmented, seed=self.seed)
+        features = self.extractor.tokens(split, views, task)
+        return TokenData(
+            features,
+            torch.arange(features.num_images),
+            self.seed,
+            self.backbone.device,
+            with_cls=task.kind == "depth" and "cls" in self.backbone.backbone.prefix,
+            pixels=protocol.pixels,
+        )
+
+    # -- scores -------------------------------------------------------------------------------------------------------
+    def _score(self, probe: Probe, head: LinearHeads, test: HeadData) -> dict[str, Any]:
+        own = test.subset(test.rows[self.state.process_index :: self.state.num_processes])
+        return self._shared(
+            score_heads(probe, head, own, 256 if isinstance(own, PooledData) else 16, **self._processes())[0]
+        )
+
+    def _knn(self, prepared: _Prepared) -> float:
+        bank, labels = prepared.plain.features[0], prepared.plain.targets
+        own = prepared.test.rows[self.state.process_index :: self.state.num_processes]
+        metric = TopKAccuracy((1,), **self._processes())
+        for queries, targets in prepared.test.subset(own).in_order(1024):
+            votes = knn_votes(queries, bank, labels, prepared.probe.num_outputs, neighbors=self.knn_neighbors)
+            metric.add_batch(predictions=votes, references=targets)
+        return self._shared(metric.compute())["top1_accuracy"]
+
+    def _processes(self) -> dict[str, Any]:
+        """What evaluate needs to know of several processes."""
+        if self.state.num_processes == 1:
+            return {}
+        return {
+            "num_process": self.state.num_processes,
+            "process_id": self.state.process_index,
+            "experiment_id": self._shared(uuid.uuid4().hex),
+            "cache_dir": str(self.extractor.cache_dir.expanduser() / "metrics"),
+        }
+
+    def _shared(self, value: Any) -> Any:
+        """The main process's value, in every process."""
+        held = [value]
+        if self.state.num_processes > 1:
+            broadcast_object_list(held)
+        return held[0]
+
+    # -- a head of another task ---------------------------------------------------------------------------------------
+    def _run_reused(self, task: Task, test: Split, protocol: Protocol, start: float) -> EvaluationResult:
+        before = self.extractor.images_extracted
+        if task.head_of not in TASKS:
+            raise TaskError(f"Task {task.name!r} reuses the head of {task.head_of!r}, which is not known.")
+        head = self._saved_head(task.head_of, protocol)
+        if head is None:
+            self.run(TASKS[task.head_of])
+            head = self._saved_head(task.head_of, protocol)
+        heads, names = head
+        probe = ClassificationProbe(len(names))
+        label_map = task.labels()
+        what = f"{task.name}, {test.name} split"
+        labels = read_labels(
+            test.dataset, test.target_column, num_labels=len(names), label_map=label_map, what=what
+        ).values
+        data = self._pooled(test, labels, protocol, False)
+        extracted = time.perf_counter()
+        scores = self._score(probe, heads, data)
+        if label_map is not None:
+            among = sorted(set(label_map.values()))
+            restricted = heads.clone()
+            others = torch.ones(len(names), dtype=torch.bool)
+            others[among] = False
+            restricted.weight[:, :, others] = 0
+            restricted.bias[:, others] = torch.finfo(torch.float32).min
+            few = self._score(probe, restricted, data)
+            # The released code takes all of the head's classes; others, those that the set has images of.
+            first, second = (scores, few) if self.protocol == "paper" else (few, scores)
+            suffix = f"_{len(among)}_classes" if self.protocol == "paper" else "_all_classes"
+            scores = first | {name + suffix: value for name, value in second.items()}
+        result = self._result(
+            task,
+            protocol,
+            splits={"test": test.description()},
+            selection={"rule": f"the head of {task.head_of}"},
+            hyperparameters={},
+            scores=scores,
+            main_score=probe.main_score,
+            seconds={"features": extracted - start, "head": time.perf_counter() - extracted},
+            start=start,
+            images_extracted=self.extractor.images_extracted - before,
+        )
+        return self._saved(result)
+
+    @cached_property
+    def _origin(self) -> dict[str, Any]:
+        """What a head depends on, but for task and protocol."""
+        return {"model": self.extractor.fingerprint, **self.backbone.description(), "seed": self.seed, **self.limits}
+
+    def _head_path(self, task_name: str) -> Path:
+        return self.output_dir / "heads" / f"{task_name}.{self.protocol}.safetensors"
+
+    def _save_head(self, task: Task, protocol: Protocol, head: LinearHeads, labels: Labels) -> None:
+        """As the weight (C, d) and bias (C,) of an `nn.Linear`."""
+        if self.state.is_main_process:
+            path = self._head_path(task.name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            origin = json.dumps(self._origin | asdict(protocol), sort_keys=True)
+            save_file(
+                {"weight": head.weight[0].T.contiguous().cpu(), "bias": head.bias[0].cpu()},
+                path,
+                metadata={"origin": origin, "names": json.dumps(labels.names)},
+            )
+        self.state.wait_for_everyone()
+
+    def _saved_head(self, task_name: str, protocol: Protocol) -> tuple[LinearHeads, list[str]] | None:
+        """A head on these features by this protocol and its classes, `None` where none was trained."""
+        path = self._head_path(task_name)
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata, weight, bias = file.metadata(), file.get_tensor("weight"), file.get_tensor("bias")
+        except (OSError, SafetensorError):
+            return None
+        if metadata.get("origin") != json.dumps(self._origin | asdict(protocol), sort_keys=True):
+            return None
+        device = self.backbone.device
+        return LinearHeads(weight.T[None].to(device), bias[None].to(device)), json.loads(metadata["names"])
+
+    # -- results ------------------------------------------------------------------------------------------------------
+    def _result(
+        self,
+        task: Task,
+        protocol: Protocol,
+        *,
+        splits: dict[str, Any],
+        selection: dict[str, Any],
+        seconds: dict[str, float],
+        start: float,
+        images_extracted: int,
+        **fields: Any,
+    ) -> EvaluationResult:
+        return EvaluationResult(
+            model={
+                "name": self.backbone.name,
+                "revision": self.backbone.revision,
+                "fingerprint": self.extractor.fingerprint,
+                "parameters": self.backbone.num_parameters,
+                **self.backbone.description(),
+            },
+            task=asdict(task) | {"splits": splits},
+            protocol=asdict(protocol) | {"selected": selection},
+            seed=self.seed,
+            seconds=seconds | {"total": time.perf_counter() - start, "images_extracted": images_extracted},
+            environment=versions() | {"processes": self.state.num_processes, "device": str(self.backbone.device.type)},
+            **fields,
+        )
+
+    def _saved(self, result: EvaluationResult) -> EvaluationResult:
+        if self.state.is_main_process:
+            result.save(self.output_dir / f"{result.task['name']}.{self.protocol}.json")
+        return result
+
+
+def read_split_labels(task: Task, train: Split, test: Split) -> tuple[Labels, Labels]:
+    """Labels of both splits of a classification, over the same classes."""
+    options = {"num_labels": task.num_labels, "label_map": task.labels()}
+    labels = read_labels(train.dataset, train.target_column, what=f"{task.name}, {train.name} split", **options)
+    names = None if options["label_map"] is not None else labels.names
+    test_labels = read_labels(
+        test.dataset, test.target_column, names=names, what=f"{task.name}, {test.name} split", **options
+    )
+    return labels, test_labels
