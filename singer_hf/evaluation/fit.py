@@ -88,7 +88,7 @@ def _train(
         probe.num_outputs,
         partial(data.batches, batch_size=protocol.batch_size),
         -(-len(data) // protocol.batch_size),
-        probe.losses,
+        probe.gradients,
         momentum=protocol.momentum,
         device=data.device,
         after_epoch=after_epoch,

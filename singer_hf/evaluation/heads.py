@@ -104,7 +104,7 @@ def train_heads(
     outputs: int,
     batches: Callable[[int], Iterable[tuple]],
     steps_per_epoch: int,
-    losses: Callable[..., Tensor],
+    gradients: Callable[..., LinearHeads],
     *,
     momentum: float = 0.0,
     device: torch.device | str = "cpu",
@@ -118,7 +118,7 @@ def train_heads(
         outputs: C.
         batches: epoch -> the epoch's batches, each a tuple.
         steps_per_epoch: how many these are.
-        losses: (heads, *batch) -> (len(heads),), the mean loss of each head.
+        gradients: (heads, *batch) -> gradient of each head's mean loss with respect to that head.
         momentum: of SGD.
         device: where heads and batches are.
         after_epoch: called with (epoch, heads still in training), e.g. to look at held-out images.
@@ -139,12 +139,7 @@ def train_heads(
         schedule = 0.5 * peak[:active] * (1 + torch.cos(math.pi * now / steps[:active]))
         schedule = schedule.to(heads.weight)  # (steps_per_epoch, active), moved once an epoch
         for rates, batch in zip(schedule, batches(epoch), strict=True):
-            current = LinearHeads(
-                heads.weight[:active].detach().requires_grad_(), heads.bias[:active].detach().requires_grad_()
-            )
-            loss = losses(current, *batch).sum()
-            gradient = LinearHeads(*torch.autograd.grad(loss, (current.weight, current.bias)))
-            optimizer.step(gradient, rates)
+            optimizer.step(gradients(heads[:active], *batch), rates)
         step += steps_per_epoch
         if after_epoch is not None:
             after_epoch(epoch, heads[:active])

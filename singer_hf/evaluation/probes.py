@@ -32,8 +32,13 @@ class Probe(ABC):
         """C, outputs of a head."""
 
     @abstractmethod
-    def losses(self, heads: LinearHeads, features: Tensor, targets: Tensor) -> Tensor:
+    def losses(self, heads: LinearHeads, *batch: Tensor) -> Tensor:
         """(G,): the mean loss of each head on a batch."""
+
+    def gradients(self, heads: LinearHeads, *batch: Tensor) -> LinearHeads:
+        """Of the losses: what is the gradient of head g's loss with respect to head g."""
+        leaves = [tensor.detach().requires_grad_() for tensor in (heads.weight, heads.bias)]
+        return LinearHeads(*torch.autograd.grad(self.losses(LinearHeads(*leaves), *batch).sum(), leaves))
 
     @abstractmethod
     def predictions(self, heads: LinearHeads, features: Tensor, targets: Tensor) -> Iterator[Tensor]:
@@ -70,6 +75,15 @@ class ClassificationProbe(Probe):
         logits = heads(features).flatten(0, 1)
         losses = F.cross_entropy(logits, targets.repeat(len(heads)), reduction="none")
         return losses.unflatten(0, (len(heads), -1)).mean(dim=1)
+
+    def gradients(self, heads: LinearHeads, features: Tensor, targets: Tensor) -> LinearHeads:
+        # softmax(logits) − onehot(target), without the passes over all logits that autograd makes besides.
+        errors = heads(features).softmax(dim=2)
+        place = targets[None, :, None].expand(len(heads), -1, -1)
+        errors.scatter_add_(2, place, errors.new_full((), -1.0).expand_as(place))
+        share = 1 / len(features)
+        ones = features.new_full((1, len(features)), share)
+        return LinearHeads((features * share).T @ errors, (ones @ errors)[:, 0])
 
     def predictions(self, heads: LinearHeads, features: Tensor, targets: Tensor) -> Iterator[Tensor]:
         for index in range(len(heads)):

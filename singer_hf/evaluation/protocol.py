@@ -112,11 +112,11 @@ _PAPER = Protocol(
 # Ours. Checked against scikit-learn's logistic regression (tests/evaluation and the README).
 _DEFAULT = Protocol(
     name="default",
-    learning_rates=(0.01, 0.03, 0.1, 0.3),
+    learning_rates=(0.03, 0.1, 0.3, 1.0),
     weight_decays=(1e-5, 1e-4, 1e-3, 1e-2),
     epochs=(10, 30),
     momentum=0.9,
-    batch_size=256,
+    batch_size=1024,
     standardize=True,
     selection="validation",
 )
@@ -124,8 +124,8 @@ _DEFAULT = Protocol(
 PROTOCOLS: dict[str, dict[str, Protocol]] = {
     "default": {
         "classification": _DEFAULT,
-        "segmentation": replace(_DEFAULT, batch_size=16, pixels=1024),
-        "depth": replace(_DEFAULT, batch_size=16, pixels=1024),
+        "segmentation": replace(_DEFAULT, batch_size=16, pixels=256),
+        "depth": replace(_DEFAULT, batch_size=16, pixels=256),
     },
     "paper": {
         "classification": _PAPER,
