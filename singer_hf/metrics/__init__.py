@@ -4,6 +4,7 @@ The functions behind them lie in modules that do not import evaluate: `singer_hf
 `singer_hf.depth_error`, `singer_hf.losses` and `singer_hf.similarity`.
 """
 
+from .mean_iou import MeanIoU
 from .top_k_accuracy import TopKAccuracy
 
-__all__ = ["TopKAccuracy"]
+__all__ = ["MeanIoU", "TopKAccuracy"]
