@@ -4,7 +4,8 @@ The functions behind them lie in modules that do not import evaluate: `singer_hf
 `singer_hf.depth_error`, `singer_hf.losses` and `singer_hf.similarity`.
 """
 
+from .depth_error import DepthError
 from .mean_iou import MeanIoU
 from .top_k_accuracy import TopKAccuracy
 
-__all__ = ["MeanIoU", "TopKAccuracy"]
+__all__ = ["DepthError", "MeanIoU", "TopKAccuracy"]
