@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..metrics import TopKAccuracy
@@ -24,8 +20,9 @@ from .extraction import Extractor
 from .fit import fit_head, score_heads
 from .frozen import FrozenBackbone
 from .head_data import HeadData, PooledData, TokenData
+from .head_file import HeadFile
 from .heads import LinearHeads
-from .labels import Labels, read_labels
+from .labels import Labels, read_labels, read_split_labels
 from .probes import ClassificationProbe, DepthProbe, Probe, SegmentationProbe
 from .protocol import Protocol, protocol_for
 from .result import EvaluationResult, versions
@@ -84,7 +81,7 @@ class LinearEvaluator:
         self.state: PartialState = extractor.state
         self.protocol, self.options = protocol, dict(options or {})
         for kind in ("classification", "segmentation", "depth"):
-            self._protocol(kind)  # so that a wrong option is found now
+            self.protocol_for(kind)  # so that a wrong option is found now
         self.output_dir, self.seed, self.knn_neighbors = Path(output_dir), seed, knn_neighbors
         self.limits = {"max_train_images": max_train_images, "max_test_images": max_test_images}
 
@@ -98,7 +95,7 @@ class LinearEvaluator:
         """
         start = time.perf_counter()
         before = self.extractor.images_extracted
-        protocol = self._protocol(task.kind)
+        protocol = self.protocol_for(task.kind)
         train, test = load_splits(task, paper=self.protocol == "paper", seed=self.seed, **self.limits)
         if task.head_of is not None:
             return self._run_reused(task, test, protocol, start)
@@ -113,13 +110,15 @@ class LinearEvaluator:
             plain=prepared.plain,
             labels=None if prepared.labels is None else prepared.labels.values,
         )
-        scores = self._score(prepared.probe, fit.head, prepared.test)
+        scores = self.score(prepared.probe, fit.head, prepared.test)
         trained = time.perf_counter()
         if prepared.labels is not None:
-            self._save_head(task, protocol, fit.head, prepared.labels)
+            if self.state.is_main_process:
+                self._head_file(task.name, protocol).save(fit.head, prepared.labels.names)
+            self.state.wait_for_everyone()
             if self.knn_neighbors:
                 scores["knn_top1_accuracy"] = self._knn(prepared)
-        result = self._result(
+        result = self.record(
             task,
             protocol,
             splits={"train": train.description(), "test": test.description()},
@@ -131,9 +130,11 @@ class LinearEvaluator:
             start=start,
             images_extracted=self.extractor.images_extracted - before,
         )
-        return self._saved(result)
+        self.save(result)
+        return result
 
-    def _protocol(self, kind: str) -> Protocol:
+    def protocol_for(self, kind: str) -> Protocol:
+        """The protocol of a kind of task, with the options of this evaluator."""
         options = dict(self.options)
         if kind == "classification":
             options.pop("pixels", None)
@@ -186,7 +187,8 @@ class LinearEvaluator:
         )
 
     # -- scores -------------------------------------------------------------------------------------------------------
-    def _score(self, probe: Probe, head: LinearHeads, test: HeadData) -> dict[str, Any]:
+    def score(self, probe: Probe, head: LinearHeads, test: HeadData) -> dict[str, Any]:
+        """Scores of one head on the test images, of which each process takes its part; the same in every process."""
         own = test.subset(test.rows[self.state.process_index :: self.state.num_processes])
         return self._shared(
             score_heads(probe, head, own, 256 if isinstance(own, PooledData) else 16, **self._processes())[0]
@@ -224,11 +226,10 @@ class LinearEvaluator:
         before = self.extractor.images_extracted
         if task.head_of not in TASKS:
             raise TaskError(f"Task {task.name!r} reuses the head of {task.head_of!r}, which is not known.")
-        head = self._saved_head(task.head_of, protocol)
-        if head is None:
+        file = self._head_file(task.head_of, protocol)
+        if not file.is_valid():
             self.run(TASKS[task.head_of])
-            head = self._saved_head(task.head_of, protocol)
-        heads, names = head
+        head, names = file.load(self.backbone.device)
         probe = ClassificationProbe(len(names))
         label_map = task.labels()
         what = f"{task.name}, {test.name} split"
@@ -237,20 +238,15 @@ class LinearEvaluator:
         ).values
         data = self._pooled(test, labels, protocol, False)
         extracted = time.perf_counter()
-        scores = self._score(probe, heads, data)
+        scores = self.score(probe, head, data)
         if label_map is not None:
             among = sorted(set(label_map.values()))
-            restricted = heads.clone()
-            others = torch.ones(len(names), dtype=torch.bool)
-            others[among] = False
-            restricted.weight[:, :, others] = 0
-            restricted.bias[:, others] = torch.finfo(torch.float32).min
-            few = self._score(probe, restricted, data)
+            few = self.score(probe, head.restricted(among), data)
             # The released code takes all of the head's classes; others, those that the set has images of.
             first, second = (scores, few) if self.protocol == "paper" else (few, scores)
             suffix = f"_{len(among)}_classes" if self.protocol == "paper" else "_all_classes"
             scores = first | {name + suffix: value for name, value in second.items()}
-        result = self._result(
+        result = self.record(
             task,
             protocol,
             splits={"test": test.description()},
@@ -262,44 +258,17 @@ class LinearEvaluator:
             start=start,
             images_extracted=self.extractor.images_extracted - before,
         )
-        return self._saved(result)
+        self.save(result)
+        return result
 
-    @cached_property
-    def _origin(self) -> dict[str, Any]:
-        """What a head depends on, but for task and protocol."""
-        return {"model": self.extractor.fingerprint, **self.backbone.description(), "seed": self.seed, **self.limits}
-
-    def _head_path(self, task_name: str) -> Path:
-        return self.output_dir / "heads" / f"{task_name}.{self.protocol}.safetensors"
-
-    def _save_head(self, task: Task, protocol: Protocol, head: LinearHeads, labels: Labels) -> None:
-        """As the weight (C, d) and bias (C,) of an `nn.Linear`."""
-        if self.state.is_main_process:
-            path = self._head_path(task.name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            origin = json.dumps(self._origin | asdict(protocol), sort_keys=True)
-            save_file(
-                {"weight": head.weight[0].T.contiguous().cpu(), "bias": head.bias[0].cpu()},
-                path,
-                metadata={"origin": origin, "names": json.dumps(labels.names)},
-            )
-        self.state.wait_for_everyone()
-
-    def _saved_head(self, task_name: str, protocol: Protocol) -> tuple[LinearHeads, list[str]] | None:
-        """A head on these features by this protocol and its classes, `None` where none was trained."""
-        path = self._head_path(task_name)
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata, weight, bias = file.metadata(), file.get_tensor("weight"), file.get_tensor("bias")
-        except (OSError, SafetensorError):
-            return None
-        if metadata.get("origin") != json.dumps(self._origin | asdict(protocol), sort_keys=True):
-            return None
-        device = self.backbone.device
-        return LinearHeads(weight.T[None].to(device), bias[None].to(device)), json.loads(metadata["names"])
+    def _head_file(self, task_name: str, protocol: Protocol) -> HeadFile:
+        limits = {name: limit for name, limit in self.limits.items() if limit is not None}
+        origin = {"model": self.extractor.fingerprint, **self.backbone.description(), "seed": self.seed, **limits}
+        path = self.output_dir / "heads" / f"{task_name}.{self.protocol}.safetensors"
+        return HeadFile(path, origin | asdict(protocol))
 
     # -- results ------------------------------------------------------------------------------------------------------
-    def _result(
+    def record(
         self,
         task: Task,
         protocol: Protocol,
@@ -311,6 +280,7 @@ class LinearEvaluator:
         images_extracted: int,
         **fields: Any,
     ) -> EvaluationResult:
+        """A result with what every result says of model, task, protocol and environment."""
         return EvaluationResult(
             model={
                 "name": self.backbone.name,
@@ -327,18 +297,7 @@ class LinearEvaluator:
             **fields,
         )
 
-    def _saved(self, result: EvaluationResult) -> EvaluationResult:
+    def save(self, result: EvaluationResult, folder: Path | None = None) -> None:
+        """Writes a result, once, into `output_dir` or another folder."""
         if self.state.is_main_process:
-            result.save(self.output_dir / f"{result.task['name']}.{self.protocol}.json")
-        return result
-
-
-def read_split_labels(task: Task, train: Split, test: Split) -> tuple[Labels, Labels]:
-    """Labels of both splits of a classification, over the same classes."""
-    options = {"num_labels": task.num_labels, "label_map": task.labels()}
-    labels = read_labels(train.dataset, train.target_column, what=f"{task.name}, {train.name} split", **options)
-    names = None if options["label_map"] is not None else labels.names
-    test_labels = read_labels(
-        test.dataset, test.target_column, names=names, what=f"{task.name}, {test.name} split", **options
-    )
-    return labels, test_labels
+            result.save((folder or self.output_dir) / f"{result.task['name']}.{self.protocol}.json")

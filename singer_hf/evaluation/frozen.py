@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import nullcontext
 from typing import Any
 
@@ -111,6 +112,11 @@ class FrozenBackbone:
         )
 
     @property
+    def slug(self) -> str:
+        """The name as a folder's name."""
+        return re.sub(r"[^\w.+-]+", "--", self.name.strip("/.")) or "model"
+
+    @property
     def input_size(self) -> tuple[int, int]:
         """(height, width) of its input in pixels."""
         return input_size(self.processor)
@@ -126,13 +132,7 @@ class FrozenBackbone:
 
     def fingerprint(self) -> str:
         """Hash of every weight and of the config: the same for the same model, wherever it comes from."""
-        digest = xxhash.xxh3_128(type(self.model).__name__.encode())
-        config = self.model.config.to_dict()
-        digest.update(repr(sorted((key, config[key]) for key in config.keys() - _NOT_COMPUTED_WITH)).encode())
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-        return digest.hexdigest()
+        return weights_fingerprint(self.model)
 
     def description(self) -> dict[str, Any]:
         """What a result says of the model, and what the features of a given model depend on."""
@@ -170,6 +170,17 @@ class FrozenBackbone:
         if self.pooling == "cls":
             return prefix[:, self.backbone.prefix.index("cls")]
         return patches.float().mean(dim=1).to(patches.dtype)
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """Hash of a model's class, config and weights."""
+    digest = xxhash.xxh3_128(type(model).__name__.encode())
+    config = model.config.to_dict()
+    digest.update(repr(sorted((key, config[key]) for key in config.keys() - _NOT_COMPUTED_WITH)).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _dtype(precision: str, device: torch.device) -> torch.dtype:

@@ -67,6 +67,15 @@ class LinearHeads:
     def clone(self) -> LinearHeads:
         return LinearHeads(self.weight.clone(), self.bias.clone())
 
+    def restricted(self, outputs: Sequence[int]) -> LinearHeads:
+        """The same heads, in which no output but these can be the greatest."""
+        others = torch.ones(self.num_outputs, dtype=torch.bool)
+        others[list(outputs)] = False
+        heads = self.clone()
+        heads.weight[:, :, others] = 0
+        heads.bias[:, others] = torch.finfo(heads.bias.dtype).min
+        return heads
+
     def on_raw_features(self, mean: Tensor, scale: Tensor) -> LinearHeads:
         """The same functions of x, where these are of `(x − mean) / scale`; mean and scale (d,)."""
         weight = self.weight / scale[:, None]

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from ..data import LabelColumnError
 from ..data.columns import check_column, find_label_column
+from .splits import Split
+from .task import Task
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,17 @@ def read_labels(
             "num_labels."
         )
     return Labels(torch.from_numpy(labels), names if len(names) == count else tuple(map(str, range(count))))
+
+
+def read_split_labels(task: Task, train: Split, test: Split) -> tuple[Labels, Labels]:
+    """Labels of both splits of a classification, over the same classes."""
+    options = {"num_labels": task.num_labels, "label_map": task.labels()}
+    labels = read_labels(train.dataset, train.target_column, what=f"{task.name}, {train.name} split", **options)
+    names = None if options["label_map"] is not None else labels.names
+    test_labels = read_labels(
+        test.dataset, test.target_column, names=names, what=f"{task.name}, {test.name} split", **options
+    )
+    return labels, test_labels
 
 
 def _is_text(dataset: datasets.Dataset, column: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,10 @@ class Task:
             raise TaskError(f"label_map={self.label_map!r} is not known: expected one of {', '.join(LABEL_MAPS)}.")
         if self.label_map is not None and self.head_of is None and self.num_labels is None:
             raise TaskError(f"Task {self.name!r} maps its labels: set num_labels, the number of classes they map to.")
+
+    def with_options(self, **options: Any) -> Task:
+        """A copy with these fields."""
+        return replace(self, **options)
 
     def labels(self) -> Mapping[Any, int] | None:
         """`label_map` as a map."""
