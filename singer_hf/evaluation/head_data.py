@@ -189,26 +189,32 @@ def channel_statistics(parts: Iterator[Tensor]) -> Standardization:
 
 
 def held_out_rows(count: int, fraction: float, seed: int, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Images to train on and images held out: `fraction` of them, within classes where there are labels.
+    """Images to train on and images held out: `fraction` of all, spread evenly over the classes where there are labels.
 
-    A class of one image stays in training.
+    One image of each class, drawn at random, always stays in training.
+
+    Args:
+        count: n.
+        fraction: share of the n images.
+        seed: of the draw.
+        labels: (n,).
 
     Raises:
-        ValueError: nothing would be left on one side.
+        ValueError: no class has a second image.
     """
-    generator = torch.Generator().manual_seed(seed)
-    groups = [torch.arange(count)] if labels is None else [torch.where(labels == c)[0] for c in labels.unique()]
-    held_out = [
-        group[torch.randperm(len(group), generator=generator)[: min(round(fraction * len(group)), len(group) - 1)]]
-        for group in groups
-    ]
-    held_out = torch.cat(held_out).sort().values
-    if not len(held_out):
+    shuffled = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    classes = torch.zeros(count, dtype=torch.long) if labels is None else labels.cpu()[shuffled]
+    order = classes.argsort(stable=True)
+    first_of_class = classes[order].diff(prepend=torch.tensor([-1])) != 0
+    candidates = shuffled[order][~first_of_class]
+    if not len(candidates):
         raise ValueError(
-            f"{count} training images are too few to hold out {fraction:g} of them"
-            + ("" if labels is None else f" in each of {len(groups)} classes")
-            + ": take more images, or a larger validation_fraction."
+            f"None of {count} training images can be held out to choose hyper-parameters, since each is the only one "
+            "of its class: take more images."
         )
+    wanted = min(max(1, round(fraction * count)), len(candidates))
+    places = ((torch.arange(wanted, dtype=torch.float64) + 0.5) * len(candidates) / wanted).long()
+    held_out = candidates[places].sort().values
     kept = torch.ones(count, dtype=torch.bool)
     kept[held_out] = False
     return torch.where(kept)[0], held_out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,10 @@ class EvaluationResult:
     environment: dict[str, Any]
     schema: int = SCHEMA
 
+    def __post_init__(self):
+        for field in fields(self):  # as they come back from a file: lists for tuples, strings for keys
+            object.__setattr__(self, field.name, json.loads(json.dumps(getattr(self, field.name))))
+
     @property
     def value(self) -> float:
         """The main score."""
@@ -62,13 +66,13 @@ class EvaluationResult:
     def load(cls, path: str | Path) -> EvaluationResult:
         """Raises ResultError for anything but a result of this schema."""
         try:
-            fields = json.loads(Path(path).read_text(encoding="utf-8"))
+            record = json.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise ResultError(f"{path} cannot be read as a result: {error}") from error
-        if not isinstance(fields, dict) or fields.get("schema") != SCHEMA:
+        if not isinstance(record, dict) or record.get("schema") != SCHEMA:
             raise ResultError(f"{path} is no evaluation result of schema {SCHEMA}.")
         try:
-            return cls(**fields)
+            return cls(**record)
         except TypeError as error:
             raise ResultError(f"{path} is no evaluation result: {error}") from error
 
