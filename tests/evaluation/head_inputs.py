@@ -13,7 +13,7 @@ def random_heads(count: int, width: int, outputs: int, dtype: torch.dtype = torc
 
 
 def blobs(count: int, classes: int = 3, width: int = 6, spread: float = 1.0, seed: int = 0):
-    """Gaussian clouds, one a class, in float32, and their classes; other seeds give other points of the same clouds."""
+    """Points (count, width) of Gaussian clouds, and their classes; other seeds draw from the same clouds."""
     centres = 2 * torch.randn(classes, width, generator=torch.Generator().manual_seed(99))
     generator = torch.Generator().manual_seed(seed)
     targets = torch.arange(count) % classes
