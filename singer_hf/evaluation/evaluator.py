@@ -145,11 +145,14 @@ class LinearEvaluator:
         augmented = protocol.views > 0
         if task.kind == "classification":
             labels, test_labels = read_split_labels(task, train, test)
-            with_plain = augmented and (self.knn_neighbors or protocol.selection == "validation")
+            features = self._pooled(train, labels.values, protocol, augmented)
+            plain = None if augmented else features
+            if augmented and (self.knn_neighbors or protocol.selection == "validation"):
+                plain = self._pooled(train, labels.values, protocol, False)
             return _Prepared(
                 ClassificationProbe(len(labels.names)),
-                train=self._pooled(train, labels.values, protocol, augmented),
-                plain=self._pooled(train, labels.values, protocol, False) if with_plain or not augmented else None,
+                train=features,
+                plain=plain,
                 test=self._pooled(test, test_labels.values, protocol, False),
                 labels=labels,
             )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
-from ..data import DistillationDataset, processor_to_save
+from ..data import DistillationDataset, input_size, processor_to_save
 from .evaluator import LinearEvaluator
 from .fit import fit_head
 from .frozen import weights_fingerprint
@@ -123,8 +123,18 @@ class _ClassifierInputs:
                 f"The head of {type(model).__name__} is {type(head).__name__}; expected one linear layer."
             )
         self.classifier = head
-        head.weight.data.zero_(), head.bias.data.zero_()  # so that the fingerprint is of the rest
+        with torch.no_grad():  # so that the fingerprint is of the rest
+            head.weight.zero_()
+            head.bias.zero_()
         self.fingerprint = weights_fingerprint(model)
+        height, width = input_size(processor)
+        try:
+            self({"pixel_values": torch.zeros(1, 3, height, width)})
+        except ValueError as error:
+            raise ValueError(
+                f"{type(model).__name__} cannot take the images that its processor makes ({height}x{width} pixels), so "
+                f"that no pipeline could run it: {error}"
+            ) from error
 
     @torch.inference_mode()
     def __call__(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -156,6 +166,9 @@ def _load_classifier(name: str, revision: str | None, names: tuple[str, ...]) ->
         raise ValueError(
             f"transformers has no image classifier for {name}'s family, so that none can be exported: {error}"
         ) from error
+    if hasattr(model.config, "label_names"):
+        # TimmWrapperConfig writes these in place of id2label, and keeps those of the checkpoint (transformers 5.24).
+        model.config.label_names = list(names)
     heads = ("classifier", "cls_classifier", "distillation_classifier", "timm_model.head")
     missing = sorted(key for key in info["missing_keys"] if not key.startswith(heads) and ".pooler." not in key)
     if missing:
