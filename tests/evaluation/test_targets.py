@@ -70,7 +70,7 @@ def test_an_image_without_annotation(cell):
     [
         b"no image at all",
         png(Image.fromarray(INDICES.astype(np.uint8)))[:-30],
-        {"bytes": None, "path": "/nowhere.png"},
+        {"bytes": None, "path": "/no.png"},
     ],
     ids=["garbage", "cut", "no file"],
 )
@@ -200,9 +200,7 @@ def test_what_is_no_measurement_is_0():
     ],
 )
 def test_a_map_without_a_valid_pixel_is_refused(values, scale):
-    with pytest.raises(
-        AnnotationError, match="Image 7: not one pixel .* 0 and 10 m .*depth_scale = .*Check depth_scale"
-    ):
+    with pytest.raises(AnnotationError, match="Image 7: not one pixel .* 0 and 10 m .*Check depth_scale"):
         depth(values, scale)
 
 
