@@ -222,9 +222,7 @@ def run(argv: list[str]) -> list[EvaluationResult]:
         # A process that trains the heads alone keeps the others waiting longer than torch's 10 minutes.
         state = PartialState(cpu=args.use_cpu, timeout=timedelta(hours=12))
         check_launch(state.num_processes)
-    logging.basicConfig(level=logging.INFO if state.is_main_process else logging.WARNING)
-    for name in ("httpx", "datasets", "evaluate"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.basicConfig()
     results = []
     for model in args.model:
         with setup(DivergedError):

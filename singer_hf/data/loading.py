@@ -69,6 +69,11 @@ def _load_hub(name: str, split: str, streaming: bool, revision: Any, config_name
     try:
         builder = datasets.load_dataset_builder(name, config_name, revision=revision, cache_dir=cache_dir)
     except (OSError, ValueError, RuntimeError) as error:
+        if "gated" in str(error):  # datasets raises its DatasetNotFoundError for these too
+            raise DataSourceError(
+                f"{name!r} is gated: ask for access at https://huggingface.co/datasets/{name}, then log in with "
+                f"`hf auth login` or set HF_TOKEN. ({error})"
+            ) from error
         raise DataSourceError(
             f"{name!r} is no local path, and as a Hub dataset it could not be opened: {type(error).__name__}: {error}"
         ) from error
