@@ -1,6 +1,6 @@
 """The paper's classification protocol with cached views against running the backbone anew in every epoch.
 
-    python benchmarks/linear_eval_speed.py MODEL "tiny-imagenet/train-0000*.parquet" "tiny-imagenet/valid-0000*.parquet"
+    python benchmarks/linear_eval_speed.py MODEL "tiny-imagenet/train-*.parquet" "tiny-imagenet/valid-*.parquet"
 
 Both ways train one linear layer for 150 epochs on augmented images and take the best epoch on the test images:
 

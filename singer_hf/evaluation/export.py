@@ -132,8 +132,8 @@ class _ClassifierInputs:
             self({"pixel_values": torch.zeros(1, 3, height, width)})
         except ValueError as error:
             raise ValueError(
-                f"{type(model).__name__} cannot take the images that its processor makes ({height}x{width} pixels), so "
-                f"that no pipeline could run it: {error}"
+                f"{type(model).__name__} cannot take the images that its processor makes ({height}x{width} pixels), "
+                f"so that no pipeline could run it: {error}"
             ) from error
 
     @torch.inference_mode()

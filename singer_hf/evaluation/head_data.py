@@ -189,7 +189,7 @@ def channel_statistics(parts: Iterator[Tensor]) -> Standardization:
 
 
 def held_out_rows(count: int, fraction: float, seed: int, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Images to train on and images held out: `fraction` of all, spread evenly over the classes where there are labels.
+    """Images to train on and images held out: `fraction` of all, spread evenly over classes where there are labels.
 
     One image of each class, drawn at random, always stays in training.
 
