@@ -15,9 +15,10 @@ def knn_votes(
     *,
     neighbors: int = 20,
     temperature: float = 0.07,
-    own: Tensor | None = None,
+    leave_one_out: bool = False,
+    chunk: int = 256,
 ) -> Tensor:
-    """Votes (q, C) of the k nearest neighbours in a bank of labelled samples for each class.
+    """Votes (q, C) of each query's k nearest neighbours in a bank of labelled samples for each class.
 
     Neighbours by cosine similarity s vote with weight exp(s / temperature) (Wu et al. 2018, arXiv 1805.01978, whose
     temperature is the default; 20 neighbours as DINO reports).
@@ -28,20 +29,25 @@ def knn_votes(
         labels: (n,) int, of the bank.
         num_labels: C.
         neighbors: k; fewer where the bank is smaller.
-        own: (q,) position in the bank of each query itself, which does not vote.
+        leave_one_out: queries and bank are the same samples, of which none votes for itself.
+        chunk: queries at a time: similarities of these to the whole bank are held at once.
 
     Raises:
         ValueError: nobody to vote.
     """
-    voters = len(bank) - (own is not None)
+    voters = len(bank) - leave_one_out
     if voters < 1:
-        raise ValueError(f"k-NN accuracy needs at least {1 + (own is not None)} samples, got {len(bank)}.")
-    similarity = F.normalize(queries.float(), dim=1) @ F.normalize(bank.float(), dim=1).T
-    if own is not None:
-        similarity.scatter_(1, own[:, None], -torch.inf)
-    nearest, index = similarity.topk(min(neighbors, voters), dim=1)
-    votes = torch.zeros(len(queries), num_labels).to(similarity)
-    return votes.scatter_add_(1, labels[index], (nearest / temperature).exp())
+        raise ValueError(f"k-NN accuracy needs at least {1 + leave_one_out} samples, got {len(bank)}.")
+    unit = F.normalize(bank.float(), dim=1)
+    votes = torch.zeros(len(queries), num_labels, device=unit.device)
+    for start in range(0, len(queries), chunk):
+        similarity = F.normalize(queries[start : start + chunk].float(), dim=1) @ unit.T
+        if leave_one_out:
+            rows = torch.arange(len(similarity))
+            similarity[rows, start + rows] = -torch.inf
+        nearest, index = similarity.topk(min(neighbors, voters), dim=1)
+        votes[start : start + chunk].scatter_add_(1, labels[index], (nearest / temperature).exp())
+    return votes
 
 
 def knn_accuracy(
@@ -52,16 +58,11 @@ def knn_accuracy(
     Args:
         embeddings: (n, d).
         labels: (n,) int.
-        neighbors, temperature: see [`knn_votes`].
-        chunk: rows classified at a time.
+        neighbors, temperature, chunk: see [`knn_votes`].
 
     Raises:
         ValueError: fewer than two samples.
     """
-    unit = F.normalize(embeddings.float(), dim=1)
-    classes = int(labels.max()) + 1
-    correct = 0
-    for rows in torch.arange(len(unit), device=unit.device).split(chunk):
-        votes = knn_votes(unit[rows], unit, labels, classes, neighbors=neighbors, temperature=temperature, own=rows)
-        correct += (votes.argmax(dim=1) == labels[rows]).sum().item()
-    return correct / len(unit)
+    options = {"neighbors": neighbors, "temperature": temperature, "chunk": chunk}
+    votes = knn_votes(embeddings, embeddings, labels, int(labels.max()) + 1, leave_one_out=True, **options)
+    return (votes.argmax(dim=1) == labels).float().mean().item()

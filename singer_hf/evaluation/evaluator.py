@@ -200,10 +200,10 @@ class LinearEvaluator:
     def _knn(self, prepared: _Prepared) -> float:
         bank, labels = prepared.plain.features[0], prepared.plain.targets
         own = prepared.test.rows[self.state.process_index :: self.state.num_processes]
+        queries = prepared.test.features[0][own.to(bank.device)]
+        votes = knn_votes(queries, bank, labels, prepared.probe.num_outputs, neighbors=self.knn_neighbors)
         metric = TopKAccuracy((1,), **self._processes())
-        for queries, targets in prepared.test.subset(own).in_order(1024):
-            votes = knn_votes(queries, bank, labels, prepared.probe.num_outputs, neighbors=self.knn_neighbors)
-            metric.add_batch(predictions=votes, references=targets)
+        metric.add_batch(predictions=votes, references=prepared.test.targets[own.to(bank.device)])
         return self._shared(metric.compute())["top1_accuracy"]
 
     def _processes(self) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def test_imagenet_r_is_200_of_imagenets_classes_in_timms_order():
     assert len(label_map) == len(set(label_map.values())) == 200
     indices = (files("timm.data") / "_info" / "imagenet_r_indices.txt").read_text().split()
     assert sorted(label_map.values()) == sorted(map(int, indices))
-    # Known classes of ImageNet: goldfish, great white shark, tree frog is 31.
+    # Classes of ImageNet that everybody knows by number: goldfish, great white shark.
     assert label_map["n01443537"] == 1 and label_map["n01484850"] == 2
 
 
