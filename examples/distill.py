@@ -13,18 +13,14 @@ A config file holds any of the options below; options on the command line win ov
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Optional
 
-import yaml
-from transformers import EarlyStoppingCallback, HfArgumentParser, set_seed
+from transformers import EarlyStoppingCallback, set_seed
 
 from singer_hf import (
     STUDENT_SIZES,
@@ -35,10 +31,9 @@ from singer_hf import (
     estimate_run,
     load_vision_model,
 )
+from singer_hf.command_line import errors_in_one_line, parse_options, setup
 from singer_hf.data import find_processor, load_images
 from singer_hf.objectives import objective_class
-
-logger = logging.getLogger("distill")
 
 
 @dataclass
@@ -93,69 +88,11 @@ class ScriptArguments:
 def parse_arguments(
     argv: list[str], defaults: dict[str, Any] | None = None
 ) -> tuple[ScriptArguments, DistillationArguments]:
-    """Options from the command line, over a `--config` file's (YAML or JSON), over `defaults`, over the classes' own.
-
-    All of them go through one parser, so that a file's values are checked as the command line's are.
-    """
-    parser = HfArgumentParser(
-        (ScriptArguments, DistillationArguments),
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    """Options from the command line, over a `--config` file's, over `defaults`, over the classes' own."""
+    script, args, *_ = parse_options(
+        (ScriptArguments, DistillationArguments), argv, description=__doc__, defaults=defaults
     )
-    parser.add_argument("--config", help="YAML or JSON file with any of these options.")
-    head = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    head.add_argument("--config")
-    path = head.parse_known_args(argv)[0].config
-    options = dict(defaults or {})
-    if path is not None:
-        try:
-            options |= read_config(path, known={action.dest for action in parser._actions} - {"config", "help"})
-        except ConfigError as error:
-            parser.error(str(error))
-    flags = options_as_flags(parser, options)
-    script, args, *_ = parser.parse_args_into_dataclasses([*flags, *argv], look_for_args_file=False)
     return script, args
-
-
-class ConfigError(ValueError):
-    """A configuration file that cannot be used."""
-
-
-def read_config(path: str, known: set[str]) -> dict[str, Any]:
-    """Options of a YAML or JSON file, each with a name in `known`."""
-    try:
-        options = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read as YAML or JSON: {error}") from error
-    if not isinstance(options, dict):
-        raise ConfigError(f"{path} holds {type(options).__name__}; expected options as `name: value`.")
-    unknown = sorted(str(name) for name in set(options) - known)
-    if unknown:
-        raise ConfigError(f"{path} has unknown options: {', '.join(unknown)}")
-    return options
-
-
-def options_as_flags(parser: argparse.ArgumentParser, options: dict[str, Any]) -> list[str]:
-    """What would stand on the command line for these options; None stands for the default.
-
-    A list for an option that takes one value on the command line (report_to) becomes the parser's default instead.
-    """
-    actions = {action.dest: action for action in parser._actions}
-    flags = []
-    for name, value in options.items():
-        action = actions[name]
-        if isinstance(value, bool) and action.choices is not None and "no" in action.choices:
-            value = "no" if value is False else value  # eval_strategy: no, which is False in YAML
-        if value is None or value == []:
-            continue
-        if isinstance(value, list) and action.nargs not in ("+", "*"):
-            parser.set_defaults(**{name: value})
-        elif isinstance(value, list):
-            flags += [f"--{name}", *map(str, value)]
-        else:
-            flags.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
-    return flags
 
 
 def load_data(script: ScriptArguments, max_steps: int):
@@ -253,32 +190,15 @@ def check_demo_options(script: ScriptArguments, args: DistillationArguments) -> 
 
 
 def main(argv: list[str] | None = None) -> None:
-    argv = sys.argv[1:] if argv is None else argv
-    try:
-        run(argv)
-    except SetupError as error:  # a mistake in the options, the models or the data: its message says it all
-        logger.debug("The whole of it:", exc_info=error)  # shown with --log_level debug
-        raise SystemExit(f"error: {error}") from error
-
-
-class SetupError(Exception):
-    """What is wrong with a run, found before its first step."""
-
-
-@contextmanager
-def setup() -> Iterator[None]:
-    """Errors in here are the user's to mend, not bugs to trace."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        raise SetupError(str(error)) from error
+    with errors_in_one_line():
+        run(sys.argv[1:] if argv is None else argv)
 
 
 def run(argv: list[str]) -> None:
     with setup():
         script, args = parse_arguments(argv)
     logging.basicConfig()
-    logger.setLevel(args.get_process_log_level())
+    logging.getLogger("singer_hf").setLevel(args.get_process_log_level())
     if script.teacher is None and script.dataset is None:
         from digits_demo import DEMO_OPTIONS, run_demo
 

@@ -11,7 +11,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassif
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+sys.path.append(str(Path(__file__).parents[1] / "examples"))
 import digits_demo  # noqa: E402
 import digits_world  # noqa: E402
 import distill  # noqa: E402

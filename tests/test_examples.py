@@ -11,7 +11,7 @@ from transformers import AutoModel
 from singer_hf import CheckpointError
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "examples"))
+sys.path.append(str(ROOT / "examples"))
 import distill  # noqa: E402
 
 CONFIGS = sorted((ROOT / "examples" / "configs").glob("*.yaml"))
