@@ -260,6 +260,8 @@ class Walk:
     def __init__(self, backbone: VisionBackbone) -> None:
         self.backbone, self.images = backbone, 0
         self.layout: TokenLayout | None = None
+        self.dtype = next(backbone.model.parameters()).dtype
+        """What the model computes in, and pixels are brought to."""
 
     def layout_of(self, pixels: Tensor) -> TokenLayout:
         """Checks a batch (B, 3, H, W) against the batches before."""
@@ -279,7 +281,7 @@ class Walk:
             ValueError: features that are not finite, or as many patch tokens as the layout does not have.
         """
         backbone, layout = self.backbone, self.layout_of(pixels)
-        hidden, inputs = backbone.embed(pixels.to(next(backbone.model.parameters()).dtype))
+        hidden, inputs = backbone.embed(pixels.to(self.dtype))
         for layer in range(backbone.num_blocks):
             before, hidden = hidden, backbone.run_block(layer, hidden, inputs, adapters=False)
             if hidden.ndim != 3 or hidden.shape[1] != layout.num_prefix_tokens + layout.num_patches:
