@@ -70,14 +70,13 @@ def patch_norms_figure(
     Returns:
         A figure about 1,000 pixels wide when saved as it is.
     """
-    figure_class = _figure_class()
     if not panels:
         raise ValueError("No panel was given: one NormPanel for each distilled layer.")
     if outliers is not None and len(outliers) != len(panels):
         raise ValueError(f"{len(outliers)} outlier masks for {len(panels)} panels: one each is needed.")
     num_images = 0 if images is None else len(images)
     height = max(3.0, 1.05 * num_images + 0.6) * len(panels) + (0.4 if title else 0.0)
-    figure = figure_class(figsize=(10.0, height), dpi=100, layout="constrained")
+    figure = figure_class()(figsize=(10.0, height), dpi=100, layout="constrained")
     if title:
         figure.suptitle(title, fontsize=13)
     rows = figure.subfigures(len(panels), 1, squeeze=False)[:, 0]
@@ -184,7 +183,8 @@ def _norms(values: Any) -> Tensor:
     return norms
 
 
-def _figure_class() -> type[Figure]:
+def figure_class() -> type[Figure]:
+    """matplotlib's Figure. Raises ImportError where it is not installed, with what to install."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

@@ -120,7 +120,9 @@ def measure_refinements(
         Name -> layer -> effect.
     """
     effects = {
-        name: {layer: RefinementEffect(layer, refinement, diagnosis.threshold(layer)) for layer, refinement in of.items()}
+        name: {
+            layer: RefinementEffect(layer, refinement, diagnosis.threshold(layer)) for layer, refinement in of.items()
+        }
         for name, of in refinements.items()
     }
     layers = sorted({layer for of in refinements.values() for layer in of})

@@ -73,7 +73,10 @@ def _layers(diagnosis: TeacherDiagnosis) -> tuple[list[int], str]:
     usual = default_teacher_layers(num_blocks)
     with_artifacts = [layer for layer in diagnosis.artifact_layers if layer != num_blocks - 1]
     if not with_artifacts:
-        return usual, "No block before the last has artifacts: the paper's choice, three quarters of the depth and last."
+        return (
+            usual,
+            "No block before the last has artifacts: the paper's choice, three quarters of the depth and last.",
+        )
     nearest = min(with_artifacts, key=lambda layer: (abs(layer - usual[0]), layer))
     where = (
         "and lies at three quarters of the depth, where the paper distills"
@@ -117,7 +120,7 @@ def _sentence(diagnosis: TeacherDiagnosis, layers: list[int], rank: int) -> str:
 
 
 def named_blocks(layers: list[int]) -> str:
-    """ [2, 3, 4, 7] -> "blocks 2 to 4 and 7"."""
+    """[2, 3, 4, 7] -> "blocks 2 to 4 and 7"."""
     runs: list[list[int]] = []
     for layer in sorted(layers):
         if runs and layer == runs[-1][-1] + 1:

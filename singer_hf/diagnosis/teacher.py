@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..artifacts import patch_variance, peak_to_median
+from ..artifacts import patch_variance
 from ..backbones import TokenLayout, VisionBackbone
 from ..losses import patch_norms
 from .norm_gain import NormGain, gain_table
@@ -151,7 +151,7 @@ class _LayerStatistics:
         directions = self.directions.to(device=norms.device, dtype=norms.dtype)
         cosines = (patches.to(norms.dtype) @ directions.T / norms.clamp(min=1e-12)[..., None]).abs()
         self.norms.add(norms)
-        self.peak_to_median.add((norms.amax(dim=1) / norms.median(dim=1).values))
+        self.peak_to_median.add(norms.amax(dim=1) / norms.median(dim=1).values)
         self.sums.add(
             norms,
             places={"place": cells},
