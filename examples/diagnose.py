@@ -4,9 +4,9 @@
 
     python examples/diagnose.py --model facebook/dinov2-large --data ./images --run runs/dinov2-l-to-s
 
-Writes to --output_dir: report.html (one file, pictures in it), diagnosis.json (every number, with options, versions and
-commit), the pictures as PNG files, and closed_form/, the training-free refinement as a PEFT adapter, where there are
-artifacts.
+Writes to --output_dir: report.html (one file, pictures in it), diagnosis.json (every number, with options, versions
+and commit), the pictures as PNG files, and closed_form/, the training-free refinement as a PEFT adapter, where there
+are outliers.
 """
 
 from __future__ import annotations

@@ -123,7 +123,7 @@ def norm_scatter(axes: Axes, before: Any, after: Any, quantile: float = 0.97, *,
         start = side * 1.08
         axes.plot([start, start + 1], [median, median], color=MEDIAN_COLOR, linewidth=1.2, linestyle="--")
         axes.annotate(
-            f"median {median:.3g}, largest {norms.max():.3g}",
+            f"median {median:.4g}, largest {norms.max():.4g}",
             (start + 0.5, 1.0),
             xycoords=("data", "axes fraction"),
             xytext=(0, -5),

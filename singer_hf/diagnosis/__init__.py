@@ -1,8 +1,8 @@
 """Diagnosis of teachers, adapters and students: has a ViT artifacts, would SiNGER help, what did it do?
 
-`examples/diagnose.py` is the command. In Python, [`diagnose`] does it all; [`diagnose_teacher`], [`measure_refinements`],
-[`measure_student`] and [`measure_perturbations`] are its parts. docs/paper_items.md says which function makes which of
-the paper's tables and figures.
+`examples/diagnose.py` is the command. In Python, [`diagnose`] does it all; [`diagnose_teacher`],
+[`measure_refinements`], [`measure_student`] and [`measure_perturbations`] are its parts. docs/paper_items.md says
+which function makes which of the paper's tables and figures.
 """
 
 from .closed_form import fit_closed_form

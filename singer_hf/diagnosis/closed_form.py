@@ -1,15 +1,15 @@
 """Refinement without training: scale down, within the null basis, only what outliers carry.
 
-With the null basis N (d, r) of the next block's surrogate, let z = F N (r,) be what a token carries there, and C_o, C_n
-(r, r) the second moments zᵀz of outliers and of all other patches. A linear map M of that space that takes z away from
-outliers and leaves it with the others minimises
+With the null basis N (d, r) of the next block's surrogate, let z = F N (r,) be what a token carries there, and C_o,
+C_n (r, r) the second moments zᵀz of outliers and of all other patches. A linear map M of that space that takes z away
+from outliers and leaves it with the others minimises
 
     E_outliers ‖z + z M‖² + ω E_others ‖z M‖²        =>        M = −(C_o + ω C_n)⁻¹ C_o,
 
-so that `Φ_down = N`, `Φ_up = M Nᵀ`: it lies in the null space, needs two passes and one linear system, and can be saved
-as an adapter. In a direction where outliers carry c_o and the others c_n, it scales by ω c_n / (c_o + ω c_n). What it
-cannot do is reach what outliers carry outside of N, and an artifact has no reason to lie in a null space; the trained
-adapter may leave N.
+so that `Φ_down = N`, `Φ_up = M Nᵀ`: it lies in the null space, needs two passes and one linear system, and can be
+saved as an adapter. In a direction where outliers carry c_o and the others c_n, it scales by ω c_n / (c_o + ω c_n).
+What it cannot do is reach what outliers carry outside of N, and an artifact has no reason to lie in a null space; the
+trained adapter may leave N.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """How much of a plain feature loss, and of its gradient, falls on outlier patches: the paper's argument for SiNGER.
 
-The gradient of mean((P(F_S) − F_T)²) at patch i is `2/n (P(F_S,i) − F_T,i)` (n: number of elements of the mean). At the
-start of training the student's prediction is small beside the target, so patch i gets gradient in proportion to its
-residual's norm ‖F_T,i‖ and loss in proportion to its square.
+The gradient of mean((P(F_S) − F_T)²) at patch i is `2/n (P(F_S,i) − F_T,i)` (n: number of elements of the mean). At
+the start of training the student's prediction is small beside the target, so patch i gets gradient in proportion to
+its residual's norm ‖F_T,i‖ and loss in proportion to its square.
 """
 
 from __future__ import annotations

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -84,13 +85,9 @@ class ImageBatches:
     def pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
         """(teacher's, student's) normalised pixels of each batch, (B, 3, H, W) each."""
         student = self.student or self.teacher
-        for batch in DataLoader(self._views, batch_size=self.batch_size, num_workers=self.num_workers):
-            if self.skip_corrupt_images and not isinstance(self._views, StreamingDistillationDataset):
-                batch = {name: values[~batch["corrupt"]] for name, values in batch.items()}  # stand-ins
-            pixels = batch["pixel_values"].to(self.device)
-            own = batch.get("teacher_pixel_values", batch["pixel_values"]).to(self.device)
-            if len(pixels):
-                yield self.teacher.normalization(own), student.normalization(pixels)
+        for own, other in self._raw_pairs():
+            own, other = own.to(self.device), other.to(self.device)
+            yield self.teacher.normalization(own), student.normalization(other)
 
     def __iter__(self) -> Iterator[Tensor]:
         """The teacher's normalised pixels of each batch, (B, 3, H, W)."""
@@ -98,15 +95,23 @@ class ImageBatches:
             yield pixels
 
     def sample(self, count: int) -> ImageSample:
-        """The first `count` images (all, where there are fewer), in memory."""
+        """The first `count` images (all, where there are fewer), in memory as uint8."""
         teacher, student, seen = [], [], 0
-        for own, other in self.pairs():
-            teacher.append(own.cpu())
-            student.append(other.cpu())
+        for own, other in self._raw_pairs():
+            teacher.append(own)
+            student.append(other)
             seen += len(own)
             if seen >= count:
                 break
-        return ImageSample(torch.cat(teacher)[:count], torch.cat(student)[:count], self.teacher.normalization)
+        return ImageSample(torch.cat(teacher)[:count], torch.cat(student)[:count], self.teacher, self.student)
+
+    def _raw_pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """uint8 pixels of both models' views."""
+        for batch in DataLoader(self._views, batch_size=self.batch_size, num_workers=self.num_workers):
+            if self.skip_corrupt_images and not isinstance(self._views, StreamingDistillationDataset):
+                batch = {name: values[~batch["corrupt"]] for name, values in batch.items()}  # stand-ins
+            if len(batch["pixel_values"]):
+                yield batch.get("teacher_pixel_values", batch["pixel_values"]), batch["pixel_values"]
 
 
 @dataclass(frozen=True)
@@ -114,22 +119,34 @@ class ImageSample:
     """A few images in memory.
 
     Args:
-        teacher_pixels, student_pixels: (images, 3, H, W), normalised for each model.
-        normalization: the teacher's, to show its pixels as pictures.
+        teacher_view, student_view: (images, 3, H, W) uint8.
+        teacher, student: how each model takes them; the student's default is the teacher's.
     """
 
-    teacher_pixels: Tensor
-    student_pixels: Tensor
-    normalization: PixelNormalization
+    teacher_view: Tensor
+    student_view: Tensor
+    teacher: ModelInput
+    student: ModelInput | None = None
 
     def __len__(self) -> int:
-        return len(self.teacher_pixels)
+        return len(self.teacher_view)
 
-    def pictures(self) -> Tensor:
-        """(images, H, W, 3) in 0 to 1, as the teacher sees them."""
-        mean, std = (
-            torch.tensor(values)[:, None, None]
-            for values in (self.normalization.image_mean, self.normalization.image_std)
+    def select(self, indices: Sequence[int]) -> ImageSample:
+        """Some of the images."""
+        return replace(
+            self, teacher_view=self.teacher_view[list(indices)], student_view=self.student_view[list(indices)]
         )
-        rgb = (self.teacher_pixels * std + mean) / (255 * self.normalization.rescale)
-        return rgb.clamp(0, 1).permute(0, 2, 3, 1)
+
+    @property
+    def teacher_pixels(self) -> Tensor:
+        """(images, 3, H, W), normalised for the teacher."""
+        return self.teacher.normalization(self.teacher_view)
+
+    @property
+    def student_pixels(self) -> Tensor:
+        """(images, 3, H, W), normalised for the student."""
+        return (self.student or self.teacher).normalization(self.student_view)
+
+    def pictures(self) -> np.ndarray:
+        """(images, H, W, 3) uint8, as the teacher sees them."""
+        return self.teacher_view.permute(0, 2, 3, 1).numpy()

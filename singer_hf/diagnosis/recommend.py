@@ -53,8 +53,8 @@ def recommend(diagnosis: TeacherDiagnosis, *, layers: list[int] | None = None) -
     energy = null_energy(diagnosis.spectra[block].values, rank)
     rank_reason = (
         f"In the feed-forward part of block {block}, the {nullities[tightest]} smallest of "
-        f"{len(diagnosis.spectra[block].values)} singular values hold at most {NULL_ENERGY:.1%} of the energy; with "
-        f"rank {rank} they hold {energy:.2%}, so a refinement in that space passes {energy**0.5:.1%} of the amplitude."
+        f"{len(diagnosis.spectra[block].values)} singular values hold at most {NULL_ENERGY:.2%} of the energy that as "
+        f"many directions with the median singular value would; with rank {rank} it is {energy:.3%}."
     )
     if nullities[tightest] == 0:
         rank_reason += " There is no null direction by that measure: expect the next block to notice a refinement."
@@ -81,7 +81,7 @@ def _layers(diagnosis: TeacherDiagnosis) -> tuple[list[int], str]:
     where = (
         "and lies at three quarters of the depth, where the paper distills"
         if nearest == usual[0]
-        else f"and is the nearest such block to block {usual[0]}, three quarters of the depth, where the paper distills"
+        else f"and is the nearest such block to {usual[0]}, three quarters of the depth, where the paper distills"
     )
     reason = (
         f"Block {num_blocks - 1} is the last, whose features the student is used by; block {nearest} has artifacts "
@@ -113,9 +113,9 @@ def _sentence(diagnosis: TeacherDiagnosis, layers: list[int], rank: int) -> str:
         )
     highest = max(layer.peak_to_median for layer in diagnosis.layers)
     return (
-        f"This teacher has no artifacts (the largest patch norm of an image is at most {highest:.1f} times its median, "
-        f"on average, in any of its {num_blocks} blocks): a plain feature loss is not dominated by outliers, and "
-        "SiNGER would have little to repair."
+        f"This teacher has no artifacts (the largest patch norm of an image is at most {highest:.1f} times its "
+        f"median, on average, in any of its {num_blocks} blocks): a plain feature loss is not dominated by outliers, "
+        "and SiNGER would have little to repair."
     )
 
 

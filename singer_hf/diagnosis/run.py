@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ..backbones import VisionBackbone, check_layers, vision_backbone
+from ..losses import patch_norms
 from ..nullspace import surrogate_layer
 from .closed_form import fit_closed_form
 from .effect import RefinementEffect, measure_refinements
@@ -82,6 +84,7 @@ class Diagnosis:
     refinements: dict[str, dict[int, Refinement]]
     effects: dict[str, dict[int, RefinementEffect]]
     students: dict[str, VisionBackbone]
+    shown: list[int]
     student_samples: dict[str, ImageSample]
     student_results: dict[str, list[dict[str, Any]]]
     perturbations: dict[int, dict[str, dict[str, float]]]
@@ -160,6 +163,8 @@ def diagnose(
                 every[name] = fitted
     report(f"Refinements: {', '.join(every)}")
     effects = measure_refinements(backbone, every, found, images)
+    sample = images.sample(max(options.sample_images, options.perturbation_images))
+    shown = images_with_most_outliers(backbone, found, layers, sample.teacher_pixels, options.shown_images)
 
     results, samples = {}, {}
     main = next(iter(trained.values()), None)
@@ -174,8 +179,7 @@ def diagnose(
             rule=options.rule,
             refinements=trained.get(name, main),
         )
-        samples[name] = own.sample(options.shown_images)
-    sample = images.sample(max(options.sample_images, options.perturbation_images))
+        samples[name] = own.sample(max(shown) + 1).select(shown)
     perturbations = {}
     if options.perturbation_images:
         report("Perturbations in null directions")
@@ -197,11 +201,33 @@ def diagnose(
         sample=sample,
         refinements=every,
         effects=effects,
+        shown=shown,
         students={name: vision_backbone(student) for name, (student, _) in (students or {}).items()},
         student_samples=samples,
         student_results=results,
         perturbations=perturbations,
     )
+
+
+@torch.no_grad()
+def images_with_most_outliers(
+    backbone: VisionBackbone, diagnosis: TeacherDiagnosis, layers: list[int], pixels: Tensor, count: int
+) -> list[int]:
+    """Indices of the `count` images with most outliers in `layers`, in the order of the images.
+
+    Images without any are of little interest in a picture of artifacts; without artifacts it is the first images.
+    """
+    weight, found = next(backbone.model.parameters()), []
+    for batch in pixels.split(16):
+        features = backbone.features(batch.to(weight), layers, adapters=False)
+        found.append(
+            sum(
+                (patch_norms(hidden[:, backbone.num_prefix_tokens :]) >= diagnosis.threshold(layer)).sum(dim=1)
+                for layer, hidden in features.hidden.items()
+            ).cpu()
+        )
+    order = torch.cat(found).argsort(descending=True, stable=True)
+    return sorted(order[:count].tolist())
 
 
 def surrogate_blocks(diagnosis: Diagnosis) -> list[int]:

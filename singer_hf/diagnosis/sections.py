@@ -9,6 +9,7 @@ import torch
 from ..losses import patch_norms
 from ..plots import NormPanel, patch_norms_figure
 from . import tables
+from .images import ImageSample
 from .pictures import (
     layers_figure,
     norm_distribution_figure,
@@ -52,8 +53,8 @@ def _teacher(diagnosis: Diagnosis, result: dict[str, Any]) -> Section:
         Picture(
             "layers",
             layers_figure(found),
-            "Left: patch norms of every block. Right: how large a part of the patches, of the gradient and of the loss "
-            "of a plain feature loss the outliers are.",
+            "Left: patch norms of every block. Right: how large a part the outliers are of the patches, and of the "
+            "gradient and the loss of a plain feature loss.",
         ),
         Picture(
             "norm_distribution",
@@ -85,14 +86,14 @@ def _advice(diagnosis: Diagnosis, result: dict[str, Any]) -> Section:
     picture = Picture(
         "spectra",
         spectra_figure(diagnosis.teacher, surrogate_blocks(diagnosis), diagnosis.rank),
-        "Singular values of the linear surrogates of the blocks that refinements must not disturb, and how much energy "
-        "the smallest ones hold together.",
+        "Singular values of the linear surrogates of the blocks that refinements must not disturb, and how much "
+        "energy the smallest ones hold together.",
     )
     return Section("Layers and rank", text, (), [picture])
 
 
 def _refinements(diagnosis: Diagnosis, result: dict[str, Any]) -> Section:
-    trained = [name for name in diagnosis.refinements if name not in (INITIAL, CLOSED_FORM, CLOSED_FORM_FREE)]
+    trained = _trained(diagnosis)
     text = [
         f"{INITIAL}: what an adapter starts as."
         + (" Trained: " + ", ".join(trained) + "." if trained else " No trained adapter was given."),
@@ -106,7 +107,7 @@ def _refinements(diagnosis: Diagnosis, result: dict[str, Any]) -> Section:
         text += closed_form_sentences(result)
     pictures = [
         Picture(f"norms_{number}", _figure_6(diagnosis, name), f"Patch norms before and after refinement: {name}.")
-        for number, name in enumerate(_drawn(diagnosis, trained))
+        for number, name in enumerate(_drawn(diagnosis))
     ]
     return Section(
         "What refinement does",
@@ -123,20 +124,19 @@ def closed_form_sentences(result: dict[str, Any]) -> list[str]:
         before, after = (layer["mean_norm_of_outliers"][key] for key in ("before", "after"))
         if before is None:
             continue
-        reduction = 1 - after / before
         gone = layer["outliers_after"]["verdict"] != "artifacts"
         judgement = "the artifacts are gone" if gone else "it does not help enough: the layer still has artifacts"
         sentence = (
             f"Block {layer['layer']}: within the null basis of rank {layer['rank']} the closed form takes "
-            f"{reduction:.0%} off the mean norm of outliers; {judgement}."
+            f"{1 - after / before:.0%} off the mean norm of outliers; {judgement}."
         )
-        free = _of_layer(result, CLOSED_FORM_FREE, layer["layer"])
-        if free is not None:
-            taken = 1 - free["mean_norm_of_outliers"]["after"] / free["mean_norm_of_outliers"]["before"]
-            sentence += f" In all directions it takes {taken:.0%} off"
-            following = free["cosine_next_block"] or free["cosine"]
-            where = "behind the next block" if free["cosine_next_block"] else "with the unrefined features"
-            sentence += f", at a cosine of {following['mean']:.3f} {where}."
+        others = [name for name in result["refinements"] if name not in (INITIAL, CLOSED_FORM)]
+        for name in others:
+            other = _of_layer(result, name, layer["layer"])
+            if other is not None:
+                taken = other["mean_norm_of_outliers"]["after"] / before - 1
+                sentence += f" {name}: {taken:+.0%}, at a cosine to the unrefined others of "
+                sentence += f"{other['cosine_of_others']:.3f}."
         sentences.append(sentence)
     return sentences
 
@@ -149,8 +149,9 @@ def _similarity(diagnosis: Diagnosis) -> Section:
     layer = diagnosis.layers[-1]
     picture = Picture("similarity_maps", _similarity_maps(diagnosis, layer), "Cosine similarity to the marked patch.")
     text = [
-        f"Features of block {layer} of the teacher and of its counterparts; the marked patch is the one nearest to the "
-        "centre that is no outlier. Clean features show the object; artifacts show as spots like nothing around them."
+        f"Features of block {layer} of the teacher and of its counterparts; the marked patch is the one nearest to "
+        "the centre that is no outlier. Clean features show the object; artifacts show as spots unlike what is around "
+        "them."
     ]
     return Section("What a patch is similar to (Figures 2 and 4)", text, (), [picture])
 
@@ -164,18 +165,13 @@ def _closely(diagnosis: Diagnosis) -> list[int]:
     return sorted(chosen)
 
 
-def _shown(diagnosis: Diagnosis) -> list[int]:
-    """Images of the sample to show: its first."""
-    return list(range(min(diagnosis.options.shown_images, len(diagnosis.sample))))
-
-
 @torch.no_grad()
-def _features(diagnosis: Diagnosis, layers: list[int], images: int) -> dict[int, torch.Tensor]:
-    """Layer -> patches (images, n, d) of the first images of the sample."""
+def _features(diagnosis: Diagnosis, layers: list[int], sample: ImageSample) -> dict[int, torch.Tensor]:
+    """Layer -> patches (images, n, d) of the teacher."""
     backbone = diagnosis.backbone
     weight = next(backbone.model.parameters())
     parts: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
-    for pixels in diagnosis.sample.teacher_pixels[:images].split(16):
+    for pixels in sample.teacher_pixels.split(16):
         features = backbone.features(pixels.to(weight), layers, adapters=False)
         for layer, hidden in features.hidden.items():
             parts[layer].append(hidden[:, backbone.num_prefix_tokens :].float().cpu())
@@ -183,19 +179,23 @@ def _features(diagnosis: Diagnosis, layers: list[int], images: int) -> dict[int,
 
 
 def _norm_maps(diagnosis: Diagnosis, layers: list[int]):
-    shown = _shown(diagnosis)
-    features = _features(diagnosis, layers, len(shown))
+    shown = diagnosis.sample.select(diagnosis.shown)
+    features = _features(diagnosis, layers, shown)
     return norm_maps_figure(
-        diagnosis.sample.pictures()[shown].numpy(),
+        shown.pictures(),
         {f"block {layer}": patch_norms(patches) for layer, patches in features.items()},
         {f"block {layer}": diagnosis.teacher.layers[layer].norms.median for layer in layers},
         diagnosis.teacher.layout.grid,
     )
 
 
-def _drawn(diagnosis: Diagnosis, trained: list[str]) -> list[str]:
-    """Refinements to draw before and after: the trained ones, else the closed form in all directions, else the start."""
-    if trained:
+def _trained(diagnosis: Diagnosis) -> list[str]:
+    return [name for name in diagnosis.refinements if name not in (INITIAL, CLOSED_FORM, CLOSED_FORM_FREE)]
+
+
+def _drawn(diagnosis: Diagnosis) -> list[str]:
+    """Refinements to draw: the trained ones, else the closed form in all directions, else an adapter's start."""
+    if trained := _trained(diagnosis):
         return trained
     return [CLOSED_FORM_FREE if CLOSED_FORM_FREE in diagnosis.refinements else INITIAL]
 
@@ -204,7 +204,10 @@ def _figure_6(diagnosis: Diagnosis, name: str):
     of = diagnosis.refinements[name]
     layers = sorted(of)[-2:]
     count = min(diagnosis.options.sample_images, len(diagnosis.sample))
-    features = _features(diagnosis, layers, count)
+    # The shown images first: maps are of the first rows.
+    order = diagnosis.shown[:3] + [index for index in range(count) if index not in diagnosis.shown[:3]]
+    sample = diagnosis.sample.select(order)
+    features = _features(diagnosis, layers, sample)
     panels, masks = [], []
     for layer in layers:
         before = patch_norms(features[layer])
@@ -212,26 +215,25 @@ def _figure_6(diagnosis: Diagnosis, name: str):
             NormPanel(f"block {layer}", before, patch_norms(of[layer](features[layer])), diagnosis.teacher.layout.grid)
         )
         masks.append(before >= diagnosis.teacher.threshold(layer))
-    shown = _shown(diagnosis)[:3]
-    return patch_norms_figure(panels, diagnosis.sample.pictures()[shown].numpy(), outliers=masks, title=name)
+    return patch_norms_figure(panels, sample.pictures()[:3], outliers=masks, title=f"Refinement: {name}")
 
 
 @torch.no_grad()
 def _similarity_maps(diagnosis: Diagnosis, layer: int):
-    shown, grid = _shown(diagnosis), diagnosis.teacher.layout.grid
-    patches = _features(diagnosis, [layer], len(shown))[layer]
-    columns = {f"teacher, block {layer}": (patches, grid)}
-    for name, of in diagnosis.refinements.items():
-        if name != INITIAL and layer in of and len(columns) < 4:
-            columns[f"refined: {name}"] = (of[layer](patches), grid)
+    shown, grid = diagnosis.sample.select(diagnosis.shown), diagnosis.teacher.layout.grid
+    patches = _features(diagnosis, [layer], shown)[layer]
+    columns = {f"teacher\nblock {layer}": (patches, grid)}
+    for name in _drawn(diagnosis)[:2]:
+        if layer in diagnosis.refinements[name]:
+            columns[f"refined\n{name}"] = (diagnosis.refinements[name][layer](patches), grid)
     for name, backbone in diagnosis.students.items():
-        pixels = diagnosis.student_samples[name].student_pixels[: len(shown)]
+        pixels = diagnosis.student_samples[name].student_pixels
         last, weight = backbone.num_blocks - 1, next(backbone.model.parameters())
         features = backbone.features(pixels.to(weight), [last])
         own = features.hidden[last][:, backbone.num_prefix_tokens :].float().cpu()
-        columns[f"student: {name}"] = (own, features.layout.grid)
+        columns[f"student\n{name}"] = (own, features.layout.grid)
     marked = marked_places(patch_norms(patches), grid, diagnosis.teacher.threshold(layer))
-    return similarity_maps_figure(diagnosis.sample.pictures()[shown].numpy(), columns, marked)
+    return similarity_maps_figure(shown.pictures(), columns, marked)
 
 
 def _of_layer(result: dict[str, Any], name: str, layer: int) -> dict[str, Any] | None:

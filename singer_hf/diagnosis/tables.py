@@ -247,9 +247,10 @@ def table_8(result: dict[str, Any]) -> Table:
         "Perturbing a real block in null directions (Table 8)",
         ["basis", "L2 ↓", "cosine ↑", "CKA ↑", "L2 of the update ↓"],
         rows,
-        f"Every patch is perturbed by {size:.0%} of its norm in a random direction of the rank-{result['rank']} basis. "
-        "L2: relative change of the block's output; it contains the perturbation itself, which the residual stream "
-        "passes on. The update is what the block adds. Random: an arbitrary basis, which nothing makes null.",
+        f"Every patch is perturbed by {size:.0%} of its norm in a random direction of the basis of rank "
+        f"{result['rank']}. L2: relative change of the block's output; it contains the perturbation itself, which the "
+        "residual stream passes on. The update is what the block adds. Random: an arbitrary basis, which nothing makes "
+        "null.",
     )
 
 
@@ -287,7 +288,9 @@ def _effects(result: dict[str, Any]):
 def _number(value: float | None, digits: int | None = None) -> str:
     if value is None:
         return "–"
-    return f"{value:.{digits}f}" if digits is not None else f"{value:.3g}"
+    if digits is None:  # three digits at least, and no exponent
+        digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
+    return f"{value:,.{digits}f}"
 
 
 def _cell(value: float | None, digits: int) -> str:

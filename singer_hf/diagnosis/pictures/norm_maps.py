@@ -20,7 +20,7 @@ def norm_maps_figure(
     """One row an image: the image, then a map of its patch norms for each layer, relative to the layer's median.
 
     Args:
-        images: (images, H, W, 3) in 0 to 1.
+        images: (images, H, W, 3), uint8 or in 0 to 1.
         norms: title of a column -> (images, patches).
         medians: title -> median patch norm of that layer over all images.
         grid: patches (rows, columns).

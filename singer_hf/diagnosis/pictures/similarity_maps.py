@@ -24,7 +24,7 @@ def similarity_maps_figure(
     """One row an image: the image with its marked patch, then the map of each model.
 
     Args:
-        images: (images, H, W, 3) in 0 to 1.
+        images: (images, H, W, 3), uint8 or in 0 to 1.
         features: title of a column -> (patches (images, n, d), grid (rows, columns)). Grids may differ.
         marked: for each image the place of the marked patch, (y, x) as shares of height and width, in [0, 1).
     """
@@ -34,16 +34,17 @@ def similarity_maps_figure(
     width = columns * cell + 0.6
     figure = figure_class()(figsize=(width, len(images) * cell * aspect + 0.5), dpi=100, layout="constrained")
     axes = figure.subplots(len(images), columns, squeeze=False)
+    maps = [
+        [_cosines(patches[row], grid, place) for patches, grid in features.values()]
+        for row, place in enumerate(marked)
+    ]
+    lowest = min(cosine.min() for of in maps for cosine in of)  # one scale, that shows small differences too
     for row, (image, (y, x)) in enumerate(zip(images, marked, strict=True)):
         axes[row, 0].imshow(image)
         _mark(axes[row, 0], (y * image.shape[0] - 0.5, x * image.shape[1] - 0.5))
-        for column, (patches, (rows, cols)) in enumerate(features.values(), start=1):
-            place = (int(y * rows), int(x * cols))
-            cosine = gram_matrix(patches[row : row + 1])[0, place[0] * cols + place[1]]
-            drawn = axes[row, column].imshow(
-                cosine.reshape(rows, cols).cpu().numpy(), cmap="cividis", vmin=-0.2, vmax=1.0
-            )
-            _mark(axes[row, column], place)
+        for column, cosine in enumerate(maps[row], start=1):
+            drawn = axes[row, column].imshow(cosine, cmap="cividis", vmin=lowest, vmax=1.0)
+            _mark(axes[row, column], (int(y * cosine.shape[0]), int(x * cosine.shape[1])))
     for cell_axes in axes.flat:
         cell_axes.set_xticks([])
         cell_axes.set_yticks([])
@@ -51,6 +52,12 @@ def similarity_maps_figure(
         cell_axes.set_title(title, fontsize=10)
     figure.colorbar(drawn, ax=axes[:, 1:], label="cosine to the marked patch", fraction=0.03, pad=0.01)
     return figure
+
+
+def _cosines(patches: Tensor, grid: tuple[int, int], place: tuple[float, float]) -> np.ndarray:
+    """(n, d) -> (rows, columns), to the patch at `place`."""
+    marked = int(place[0] * grid[0]) * grid[1] + int(place[1] * grid[1])
+    return gram_matrix(patches[None])[0, marked].reshape(grid).cpu().numpy()
 
 
 def marked_places(norms: Tensor, grid: tuple[int, int], threshold: float) -> list[tuple[float, float]]:
