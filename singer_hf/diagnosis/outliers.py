@@ -27,6 +27,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
 from .statistics import BIN_WIDTH, LOWEST, NUM_FINE, LogHistogram, coarse_edge
@@ -149,11 +150,11 @@ def valley_depth(norms: LogHistogram, threshold: float) -> float:
     would show each of them as a mode.
     """
     bandwidth = _silverman_bandwidth(norms, threshold)
-    density = _smooth(norms.counts.double(), bandwidth / BIN_WIDTH)
+    density = gaussian_filter1d(norms.counts.double().numpy(), bandwidth / BIN_WIDTH, mode="constant")
     first = math.floor(math.log(threshold / LOWEST) / BIN_WIDTH)
     main = int(density[:first].argmax())
     peak = first + int(density[first:].argmax())
-    return (density[main : peak + 1].min() / density[peak]).item()
+    return float(density[main : peak + 1].min() / density[peak])
 
 
 def _silverman_bandwidth(norms: LogHistogram, threshold: float) -> float:
@@ -172,11 +173,3 @@ def _above(norms: LogHistogram, threshold: float) -> tuple[Tensor, Tensor]:
     counts = norms.counts.double().clone()
     counts[: math.floor(math.log(threshold / LOWEST) / BIN_WIDTH + 0.5)] = 0
     return counts, (torch.arange(NUM_FINE, dtype=torch.float64) + 0.5) * BIN_WIDTH
-
-
-def _smooth(counts: Tensor, deviation: float) -> Tensor:
-    """Convolution with a Gaussian of `deviation` bins; same length."""
-    reach = min(math.ceil(4 * deviation), NUM_FINE - 1)
-    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=torch.float64) / deviation).square())
-    kernel = kernel / kernel.sum()
-    return torch.nn.functional.conv1d(counts[None, None], kernel[None, None], padding=reach)[0, 0]
