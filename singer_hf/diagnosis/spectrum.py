@@ -13,8 +13,8 @@ from ..nullspace import linear_surrogate
 
 NULL_ENERGY = 3e-4
 """Energy that null directions may pass together, relative to d typical directions (see [`effective_nullity`]). For a
-random W̃ of 1,024 → 4,096 → 1,024 it gives r = 66, by which the paper's 64 of
-1,024 is what a spectrum without any structure allows."""
+random W̃ of 1,024 → 4,096 → 1,024 it gives r = 66: the paper's 64 of 1,024 is what a spectrum without any structure
+allows."""
 
 
 @dataclass(frozen=True)

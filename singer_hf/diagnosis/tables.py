@@ -249,8 +249,8 @@ def table_8(result: dict[str, Any]) -> Table:
         rows,
         f"Every patch is perturbed by {size:.0%} of its norm in a random direction of the basis of rank "
         f"{result['rank']}. L2: relative change of the block's output; it contains the perturbation itself, which the "
-        "residual stream passes on. The update is what the block adds. Random: an arbitrary basis, which nothing makes "
-        "null.",
+        "residual stream passes on. The update is what the block adds. Random: an arbitrary basis, which nothing "
+        "makes null.",
     )
 
 
