@@ -15,8 +15,6 @@ import copy
 import json
 import math
 import os
-import platform
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,14 +23,12 @@ from typing import Any
 
 import datasets
 import numpy as np
-import peft
 import torch
 import transformers
 from digits_world import digits_datasets, linear_probe, new_teacher, pixels_and_labels, train_teacher
 from torch import nn
 from transformers import ViTImageProcessor
 
-import singer_hf
 from singer_hf import (
     DistillationArguments,
     DistillationTrainer,
@@ -45,6 +41,7 @@ from singer_hf.artifacts import peak_to_median
 from singer_hf.losses import patch_norms
 from singer_hf.planting import norm_profile
 from singer_hf.plots import NormPanel, patch_norms_figure
+from singer_hf.provenance import versions
 
 STUDENT = StudentSize(hidden_size=64, num_hidden_layers=4, num_attention_heads=4)
 
@@ -112,7 +109,7 @@ def run_demo(script: Any, args: DistillationArguments, adapter_config: Callable)
         "teacher": report,
         "test_images": len(test),
         "options": json.loads(args.to_json_string()) | vars(script),
-        "versions": _versions(),
+        "versions": versions(),
         "seconds": time.perf_counter() - start,
     }
     if show:
@@ -203,13 +200,3 @@ def _table(metrics: dict[str, Any], folder: Path) -> str:
         lines.append(f"{title}: largest/median {peaks['before']:.2f}, refined {peaks['after']:.2f}")
     lines.append(f"\nDone in {metrics['seconds']:.0f} s. Students, adapter, metrics.json, patch_norms.png: {folder}")
     return "\n".join(lines)
-
-
-def _versions() -> dict[str, str | None]:
-    modules = (singer_hf, torch, transformers, peft, datasets)
-    here = Path(__file__).parent
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
-    return {module.__name__: module.__version__ for module in modules} | {
-        "python": platform.python_version(),
-        "commit": commit.stdout.strip() or None,
-    }

@@ -63,7 +63,7 @@ def pixels_and_labels(dataset: datasets.Dataset, processor: ViTImageProcessor) -
 
 
 def train_teacher(
-    train: datasets.Dataset, test: datasets.Dataset, *, seed: int = 0, progress: bool = True
+    train: datasets.Dataset, test: datasets.Dataset, *, seed: int = 0, progress: bool = True, plant: bool = True
 ) -> tuple[ViTForImageClassification, ViTImageProcessor, dict]:
     """A ViT of 6 blocks and 64 patches, trained on the digits and then given high-norm artifacts on purpose.
 
@@ -75,11 +75,12 @@ def train_teacher(
         test: as `train`, for the report alone.
         seed: of weights, order of the images, and artifacts.
         progress: show a progress bar.
+        plant: False leaves the second step out: the same teacher without artifacts.
 
     Returns:
         The teacher in eval mode, its image processor, and a report: test accuracy `accuracy_trained`,
-        `accuracy_planted` and `accuracy_tuned`; `planted_block`; `fired_share` and `background_precision` of the
-        planted detector; for each block of the untouched and of the final model `high_norm_share_before`/`_after` and
+        `accuracy_planted` and `accuracy_tuned`; with `plant`, `planted_block`, `planted_unit`, and `fired_share` and
+        `background_precision` of the planted detector; for each block of the untouched and of the final model `high_norm_share_before`/`_after` and
         `largest_to_median_before`/`_after`, on the test images.
     """
     with torch.random.fork_rng(devices=[]):
@@ -93,7 +94,14 @@ def train_teacher(
         report = {"accuracy_trained": accuracy(teacher, test_pixels, test_labels)}
         before = norm_profile(teacher, test_pixels)
 
-        planting = plant_artifacts(teacher, train_pixels[:512], block=PLANTED_BLOCK, seed=seed)
+        if plant:
+            planting = plant_artifacts(teacher, train_pixels[:512], block=PLANTED_BLOCK, seed=seed)
+            report |= {
+                "planted_block": planting.block,
+                "planted_unit": planting.unit,
+                "fired_share": planting.fired_share,
+                "background_precision": planting.background_precision,
+            }
         report["accuracy_planted"] = accuracy(teacher, test_pixels, test_labels)
 
         teacher.requires_grad_(False)
@@ -106,9 +114,6 @@ def train_teacher(
     teacher.requires_grad_(True)
     after = norm_profile(teacher, test_pixels)
     report |= {
-        "planted_block": planting.block,
-        "fired_share": planting.fired_share,
-        "background_precision": planting.background_precision,
         "high_norm_share_before": list(before.high_norm_share),
         "high_norm_share_after": list(after.high_norm_share),
         "largest_to_median_before": list(before.largest_to_median),

@@ -23,3 +23,10 @@ def outlier_norm_share(norms: Tensor, quantile: float) -> Tensor:
 def peak_to_median(norms: Tensor) -> Tensor:
     """Greatest over median patch norm of each image; mean over images, scalar. `norms` (B, n)."""
     return (norms.amax(dim=1) / norms.median(dim=1).values).mean()
+
+
+def patch_variance(pixel_values: Tensor, patch_size: tuple[int, int]) -> Tensor:
+    """Pixel variance of each patch, mean over channels: (B, 3, H, W) -> (B, rows * columns)."""
+    rows, columns = patch_size
+    patches = pixel_values.unfold(2, rows, rows).unfold(3, columns, columns)  # (B, 3, rows', cols', rows, cols)
+    return patches.float().var(dim=(-2, -1), correction=0).mean(dim=1).flatten(1)

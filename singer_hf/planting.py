@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .artifacts import peak_to_median
+from .artifacts import patch_variance, peak_to_median
 from .backbones import vision_backbone
 from .backbones.contract import check_layers, plain_block
 from .losses import patch_norms
@@ -158,9 +158,7 @@ def background_patches(pixel_values: Tensor, patch_size: tuple[int, int], share:
 
     Patches that tie with the last of them are background too, so there are more where many are entirely empty.
     """
-    rows, columns = patch_size
-    patches = pixel_values.unfold(2, rows, rows).unfold(3, columns, columns)  # (B, 3, rows', cols', rows, cols)
-    variance = patches.float().var(dim=(-2, -1), correction=0).mean(dim=1).flatten(1)
+    variance = patch_variance(pixel_values, patch_size)
     kth = max(1, round(share * variance.numel()))
     return variance <= variance.flatten().kthvalue(kth).values
 

@@ -70,14 +70,13 @@ def patch_norms_figure(
     Returns:
         A figure about 1,000 pixels wide when saved as it is.
     """
-    make_figure = figure_class()
     if not panels:
         raise ValueError("No panel was given: one NormPanel for each distilled layer.")
     if outliers is not None and len(outliers) != len(panels):
         raise ValueError(f"{len(outliers)} outlier masks for {len(panels)} panels: one each is needed.")
     num_images = 0 if images is None else len(images)
     height = max(3.0, 1.05 * num_images + 0.6) * len(panels) + (0.4 if title else 0.0)
-    figure = make_figure(figsize=(10.0, height), dpi=100, layout="constrained")
+    figure = figure_class()(figsize=(10.0, height), dpi=100, layout="constrained")
     if title:
         figure.suptitle(title, fontsize=13)
     rows = figure.subfigures(len(panels), 1, squeeze=False)[:, 0]
@@ -124,7 +123,7 @@ def norm_scatter(axes: Axes, before: Any, after: Any, quantile: float = 0.97, *,
         start = side * 1.08
         axes.plot([start, start + 1], [median, median], color=MEDIAN_COLOR, linewidth=1.2, linestyle="--")
         axes.annotate(
-            f"median {median:.3g}, largest {norms.max():.3g}",
+            f"median {median:.4g}, largest {norms.max():.4g}",
             (start + 0.5, 1.0),
             xycoords=("data", "axes fraction"),
             xytext=(0, -5),
@@ -185,7 +184,7 @@ def _norms(values: Any) -> Tensor:
 
 
 def figure_class() -> type[Figure]:
-    """matplotlib's Figure, or an ImportError that says how to get it."""
+    """matplotlib's Figure. Raises ImportError where it is not installed, with what to install."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

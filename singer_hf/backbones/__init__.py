@@ -3,6 +3,7 @@
 from .contract import (
     Features,
     FeedForward,
+    FeedForwardModules,
     TokenLayout,
     VisionBackbone,
     blocks_prefix,
@@ -37,6 +38,7 @@ __all__ = [
     "Dinov3Backbone",
     "Features",
     "FeedForward",
+    "FeedForwardModules",
     "IJepaBackbone",
     "SiglipVisionBackbone",
     "StudentSize",

@@ -55,6 +55,27 @@ class FeedForward:
     layer_scale: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class FeedForwardModules:
+    """The modules that a block's feed-forward part runs through, for hooks.
+
+    Args:
+        norm: in front of it; its input is the residual stream behind the attention.
+        linear_in: holds W_in, and the gating branch too where both are packed into one.
+        linear_out: holds W_out.
+        packed_half: which half (0 or 1) of `linear_in`'s outputs is the linear branch, `None` where nothing is packed.
+    """
+
+    norm: nn.Module
+    linear_in: nn.Module
+    linear_out: nn.Module
+    packed_half: int | None = None
+
+    def linear_branch(self, values: Tensor, dim: int = -1) -> Tensor:
+        """The part of `linear_in`'s outputs (or, with dim=0, of its weight) that is not a gate."""
+        return values if self.packed_half is None else values.chunk(2, dim=dim)[self.packed_half]
+
+
 @dataclass
 class Features:
     """Outputs of chosen blocks of one forward pass.
@@ -182,8 +203,23 @@ class VisionBackbone(ABC):
 
     # -- weights ----------------------------------------------------------------------------------------------------
     @abstractmethod
+    def feed_forward_modules(self, layer: int) -> FeedForwardModules:
+        """Modules of the feed-forward part of block `layer`."""
+
+    def layer_scale(self, layer: int) -> Tensor | None:
+        """(d,) LayerScale λ behind the feed-forward part of block `layer`, `None` where there is none."""
+        return None
+
     def feed_forward(self, layer: int) -> FeedForward:
         """Feed-forward weights of block `layer`, as views of the model's parameters."""
+        modules = self.feed_forward_modules(layer)
+        return FeedForward(
+            w_in=modules.linear_branch(modules.linear_in.weight.detach(), dim=0).T,
+            w_out=modules.linear_out.weight.detach().T,
+            norm_scale=getattr(modules.norm, "weight", None),
+            norm_centers=isinstance(modules.norm, nn.LayerNorm),
+            layer_scale=self.layer_scale(layer),
+        )
 
 
 def plain_block(block: nn.Module) -> nn.Module:

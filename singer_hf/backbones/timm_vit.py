@@ -6,8 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .contract import FeedForward, VisionBackbone, plain_block, register_backbone
-from .transformers_vit import feed_forward_weights
+from .contract import FeedForwardModules, VisionBackbone, plain_block, register_backbone
 
 
 @register_backbone
@@ -51,14 +50,14 @@ class TimmBackbone(VisionBackbone):
         hidden = self.model._pos_embed(self.model.patch_embed(pixel_values))
         return self.model.norm_pre(self.model.patch_drop(hidden)), {}
 
-    def feed_forward(self, layer: int) -> FeedForward:
+    def feed_forward_modules(self, layer: int) -> FeedForwardModules:
         block = plain_block(self.blocks[layer])
         mlp = block.mlp
-        layer_scale = getattr(block.ls2, "gamma", None)
         if hasattr(mlp, "fc1_x"):  # SwiGLU with a projection for each branch
-            w_in = mlp.fc1_x.weight
-        elif hasattr(mlp, "gate_last"):  # packed GLU: both branches in one projection
-            w_in = mlp.fc1.weight.chunk(2)[0 if mlp.gate_last else 1]
-        else:
-            w_in = mlp.fc1.weight
-        return feed_forward_weights(w_in, mlp.fc2.weight, block.norm2, layer_scale)
+            return FeedForwardModules(block.norm2, mlp.fc1_x, mlp.fc2)
+        if hasattr(mlp, "gate_last"):  # packed GLU: both branches in one projection
+            return FeedForwardModules(block.norm2, mlp.fc1, mlp.fc2, packed_half=0 if mlp.gate_last else 1)
+        return FeedForwardModules(block.norm2, mlp.fc1, mlp.fc2)
+
+    def layer_scale(self, layer: int) -> Tensor | None:
+        return getattr(plain_block(self.blocks[layer]).ls2, "gamma", None)

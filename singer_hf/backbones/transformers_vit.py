@@ -5,20 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .contract import FeedForward, VisionBackbone, plain_block, register_backbone
-
-
-def feed_forward_weights(w_in: Tensor, w_out: Tensor, norm: nn.Module, layer_scale: Tensor | None) -> FeedForward:
-    """A [`FeedForward`] from two `nn.Linear` weights, which are (out, in), and the norm in front."""
-    return FeedForward(
-        w_in=w_in.detach().T,
-        w_out=w_out.detach().T,
-        norm_scale=getattr(norm, "weight", None),
-        norm_centers=isinstance(norm, nn.LayerNorm),
-        layer_scale=layer_scale,
-    )
+from .contract import FeedForwardModules, VisionBackbone, plain_block, register_backbone
 
 
 class _TransformersBackbone(VisionBackbone):
@@ -31,19 +20,15 @@ class _TransformersBackbone(VisionBackbone):
         # Asked for only where the size differs: at the model's own size both ways are the same function.
         return {"interpolate_pos_encoding": tuple(pixel_values.shape[-2:]) != self.image_size}
 
-    def feed_forward(self, layer: int) -> FeedForward:
+    def feed_forward_modules(self, layer: int) -> FeedForwardModules:
         block = plain_block(self.blocks[layer])
-        mlp = block.mlp
+        norm, mlp = getattr(block, self.norm_name), block.mlp
         if hasattr(mlp, "fc1"):
-            w_in, w_out = mlp.fc1.weight, mlp.fc2.weight
-        elif hasattr(mlp, "up_proj"):
-            w_in, w_out = mlp.up_proj.weight, mlp.down_proj.weight
-        else:  # DINOv2's SwiGLU before transformers 5.23: gate and up projection packed into one
-            w_in, w_out = mlp.weights_in.weight.chunk(2)[1], mlp.weights_out.weight
-        return feed_forward_weights(w_in, w_out, getattr(block, self.norm_name), self._layer_scale(block))
-
-    def _layer_scale(self, block: nn.Module) -> Tensor | None:
-        return None
+            return FeedForwardModules(norm, mlp.fc1, mlp.fc2)
+        if hasattr(mlp, "up_proj"):
+            return FeedForwardModules(norm, mlp.up_proj, mlp.down_proj)
+        # DINOv2's SwiGLU before transformers 5.23: gate and up projection packed into one
+        return FeedForwardModules(norm, mlp.weights_in, mlp.weights_out, packed_half=1)
 
 
 @register_backbone
@@ -115,8 +100,9 @@ class BeitBackbone(_TransformersBackbone):
             "resolution": resolution,
         }
 
-    def _layer_scale(self, block: nn.Module) -> Tensor | None:
-        return block.lambda_2 if isinstance(block.lambda_2, Tensor) else None
+    def layer_scale(self, layer: int) -> Tensor | None:
+        scale = plain_block(self.blocks[layer]).lambda_2
+        return scale if isinstance(scale, Tensor) else None
 
 
 class _DinoBackbone(_TransformersBackbone):
@@ -125,8 +111,8 @@ class _DinoBackbone(_TransformersBackbone):
     def _interpolation(self, pixel_values: Tensor) -> dict[str, bool]:
         return {}  # the embeddings always interpolate
 
-    def _layer_scale(self, block: nn.Module) -> Tensor | None:
-        return block.layer_scale2.lambda1
+    def layer_scale(self, layer: int) -> Tensor | None:
+        return plain_block(self.blocks[layer]).layer_scale2.lambda1
 
 
 @register_backbone

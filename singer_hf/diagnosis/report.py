@@ -1,0 +1,76 @@
+"""One self-contained HTML file: sections of text, tables and embedded pictures."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
+from typing import TYPE_CHECKING
+
+from .tables import Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure with what it shows.
+
+    Args:
+        name: of its file, without ending.
+        figure: matplotlib's.
+        caption: one or two sentences; also the text for those who cannot see it.
+    """
+
+    name: str
+    figure: Figure
+    caption: str
+
+    def png(self) -> bytes:
+        """The picture at 1.6 times the figure's size, sharp on dense screens."""
+        buffer = BytesIO()
+        self.figure.savefig(buffer, format="png", dpi=160)
+        return buffer.getvalue()
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the report."""
+
+    title: str
+    text: Sequence[str] = ()
+    tables: Sequence[Table] = ()
+    pictures: Sequence[Picture] = field(default_factory=list)
+
+
+def render_report(
+    title: str, sentence: str, sections: Sequence[Section], *, facts: dict[str, str], verdict: str
+) -> str:
+    """HTML with all pictures in it; every string is escaped.
+
+    Args:
+        title: names the model.
+        sentence: the diagnosis in one sentence, shown first.
+        sections: in order.
+        facts: what it was made with: images, versions, command.
+        verdict: "artifacts" or "none", for the colour of the first box.
+
+    Raises:
+        ImportError: jinja2 is not installed.
+    """
+    try:
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+    except ImportError as error:
+        raise ImportError("The report needs jinja2, which is not installed: pip install singer_hf[demo]") from error
+    environment = Environment(
+        loader=PackageLoader("singer_hf.diagnosis", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["base64"] = lambda picture: base64.b64encode(picture.png()).decode("ascii")
+    template = environment.get_template("report.html")
+    return template.render(title=title, sentence=sentence, sections=sections, facts=facts, verdict=verdict)

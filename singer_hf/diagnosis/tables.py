@@ -1,0 +1,314 @@
+"""Tables of a recorded diagnosis (its JSON), each beside the paper's figures where the paper has such a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+PAPER = "paper, ViT-L"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Text cells; the first column names the row.
+
+    Args:
+        title: such as "Norms of every block".
+        columns: heads.
+        rows: one list of cells a row.
+        note: what the columns mean.
+    """
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    note: str = ""
+
+
+def layer_table(result: dict[str, Any]) -> Table:
+    """Norms and outliers of every block of the teacher."""
+    rows = []
+    for layer in result["teacher"]["layers"]:
+        norms, outliers, traits = layer["norms"], layer["outliers"], layer["traits"]
+        marked = outliers["verdict"] != "none"
+        rows.append(
+            [
+                str(layer["layer"]),
+                _number(norms["median"]),
+                _number(norms["p99"]),
+                _number(norms["largest"]),
+                _number(layer["peak_to_median"], 2),
+                _number(outliers["threshold"]),
+                _percent(outliers["share"], 2),
+                _number(outliers["ratio"], 2) if marked else "–",
+                _percent(traits["gradient_share"]) if marked else "–",
+                _percent(traits["loss_share"]) if marked else "–",
+                outliers["verdict"],
+            ]
+        )
+    return Table(
+        "Norms of every block",
+        [
+            "block",
+            "median",
+            "99 %",
+            "largest",
+            "peak / median",
+            "τ",
+            "outliers",
+            "ratio",
+            "gradient",
+            "loss",
+            "verdict",
+        ],
+        rows,
+        "Patch norms ‖F‖ behind each block, prefix tokens left out. Peak / median: of an image, mean over images. "
+        "Outliers: share of patches from τ on. Ratio: median norm of outliers over median norm. Gradient and loss: "
+        "share of an MSE feature loss's gradient norm, and of the loss, that falls on outliers while the student's "
+        "prediction is small.",
+    )
+
+
+def traits_table(result: dict[str, Any]) -> Table:
+    """Where outliers are and what they are aligned with."""
+    rows = []
+    for layer in result["teacher"]["layers"]:
+        traits = layer["traits"]
+        if layer["outliers"]["verdict"] == "none":
+            continue
+        rows.append(
+            [
+                str(layer["layer"]),
+                f"{_percent(traits['border_share'])} ({_percent(traits['border_expected'])})",
+                f"{_percent(traits['background_share'])} (25 %)",
+                f"{traits['variance_rank']:.2f} (0.50)",
+                _beside(traits["input_cosine"], traits["input_cosine_others"]),
+                _beside(traits["output_cosine"], traits["output_cosine_others"]),
+            ]
+        )
+    return Table(
+        "Where outliers are, and along what",
+        ["block", "on the border", "low variance", "variance rank", "|cos| to u₁", "|cos| to v₁"],
+        rows,
+        "In brackets: chance, or the other patches. Border: the outermost ring. Low variance: among the quarter of "
+        "the image's patches with the lowest pixel variance. u₁, v₁: leading left and right singular vector of the "
+        "block's own feed-forward surrogate W̃ (a token x passes as x W̃, so u₁ is the input it amplifies most and v₁ "
+        "what it amplifies it into).",
+    )
+
+
+def table_2(result: dict[str, Any]) -> Table:
+    """Teacher–student similarity (Table 2), of the last block."""
+    rows = [
+        [name, f"{last['gram_distance_per_patch']:.3f}", f"{last['cka']:.3f}", f"{last['peak_to_median']:.2f}"]
+        for name, layers in result["students"].items()
+        for last in layers[-1:]
+    ]
+    paper = [("FitNet", 0.237, 0.732), ("ViTKD", 0.520, 0.745), ("SiNGER", 0.130, 0.660)]
+    rows += [[f"{name} ({PAPER} → ViT-T)", f"{gram:.3f}", f"{cka:.3f}", "–"] for name, gram, cka in paper]
+    return Table(
+        "Teacher–student similarity (Table 2)",
+        ["student", "Gram distance ↓", "CKA", "peak / median"],
+        rows,
+        "Last block of the student against last block of the unrefined teacher, patches alone. Gram distance: "
+        "‖G(F_T) − G(F_S)‖_F over the number of patches, mean over images. CKA: linear, over all patches.",
+    )
+
+
+def table_3(result: dict[str, Any]) -> Table:
+    """Cosine between F and F̂ at l and l+1 (Table 3)."""
+    rows = []
+    for name, layer in _effects(result):
+        following = layer["cosine_next_block"]
+        rows.append(
+            [
+                f"{name}, block {layer['layer']}",
+                _spread(layer["cosine"], 4),
+                _spread(following, 4) if following else "–",
+                _cell(layer["cosine_of_outliers"], 3),
+                _cell(layer["cosine_of_others"], 4),
+            ]
+        )
+    rows.append([f"trained, block 17 ({PAPER})", "0.9566 ± 0.0038", "0.9731 ± 0.0021", "–", "–"])
+    return Table(
+        "Cosine between F and F̂ (Table 3)",
+        ["refinement", "at l", "at l+1", "outliers at l", "others at l"],
+        rows,
+        "Mean over patches of an image; mean ± standard deviation over images. At l+1: outputs of the real block l+1 "
+        "from F and from F̂; no block follows the last. Low for outliers and high for the others is what is wanted.",
+    )
+
+
+def table_5a(result: dict[str, Any]) -> Table:
+    """Energy of Φ_up and Φ_down in the top and bottom quarter of W̃'s left singular vectors (Table 5a)."""
+    rows = [
+        [
+            f"{name}, block {layer['layer']}",
+            *(f"{layer['energy'][factor][part]:.4f}" for factor in ("up", "down") for part in ("prob", "safe")),
+        ]
+        for name, layer in _effects(result)
+    ]
+    rows += [
+        [f"nullspace, block {layer} ({PAPER})", *cells]
+        for layer, cells in (
+            (17, ["0.1479", "0.8337", "0.2847", "0.5485"]),
+            (23, ["0.1833", "0.7589", "0.2746", "0.5774"]),
+        )
+    ]
+    return Table(
+        "Energy of the adapter (Table 5a)",
+        ["refinement", "Φ_up: E_prob ↓", "Φ_up: E_safe ↑", "Φ_down: E_prob ↓", "Φ_down: E_safe ↑"],
+        rows,
+        "Share of ‖Φ‖²_F in the span of the first (prob) and last (safe) quarter of the left singular vectors of the "
+        "next block's W̃; a random matrix has 0.25 in each.",
+    )
+
+
+def table_5b(result: dict[str, Any]) -> Table:
+    """Gram distances ‖G(A) − G(B)‖_F (Table 5b)."""
+    rows = []
+    for name, layer in _effects(result):
+        following = layer["gram_distance_next_block"]
+        rows.append(
+            [
+                f"F_T and F̂_T: {name}, block {layer['layer']}",
+                _spread(layer["gram_distance"], 2),
+                f"{layer['gram_distance']['median']:.2f}",
+                _spread(following, 2) if following else "–",
+            ]
+        )
+    for name, layers in result["students"].items():
+        for layer in layers:
+            for key, what in (("gram_distance", "F_T"), ("gram_distance_to_refined", "F̂_T")):
+                if layer[key]:
+                    rows.append(
+                        [
+                            f"{what} and student: {name}, block {layer['teacher_layer']}",
+                            _spread(layer[key], 2),
+                            f"{layer[key]['median']:.2f}",
+                            "–",
+                        ]
+                    )
+    rows += [
+        [f"F_T and F̂_T ({PAPER})", "7.25 ± 0.84", "7.19", "–"],
+        [f"F_T and student ({PAPER})", "41.71 ± 7.01", "–", "–"],
+    ]
+    patches = result["teacher"]["patches_per_image"]
+    return Table(
+        "Gram distances (Table 5b)",
+        ["between", "mean ± deviation", "median", "behind block l+1"],
+        rows,
+        f"‖G(A) − G(B)‖_F of an image, over images. It grows with the number of patches: {patches} here, 196 in the "
+        "paper.",
+    )
+
+
+def table_7(result: dict[str, Any]) -> Table:
+    """Norm gain through a block's parts (Table 7)."""
+    gains = result["teacher"]["norm_gain"]
+    paper = {
+        "fc1": ("0.0719", "0.0714", "0.0844"),
+        "fc2": ("0.7988", "0.7945", "0.8571"),
+        "feed_forward": ("0.1871", "0.1852", "0.2210"),
+        "attention": ("0.1417", "0.1415", "0.1611"),
+    }
+    names = {
+        "fc1": "fc1, out / in",
+        "fc2": "fc2, out / in",
+        "feed_forward": "stream over the feed-forward, growth",
+        "attention": "stream over self-attention, growth",
+    }
+    rows = []
+    for gain, name in names.items():
+        values = gains["all_blocks"][gain]
+        rows.append([name, *(f"{values[key]:.4f}" for key in ("mean", "median", "p95")), " / ".join(paper[gain])])
+    return Table(
+        "Norm gain through a block (Table 7)",
+        ["part", "mean", "median", "95 %", PAPER],
+        rows,
+        "Over all patches of all blocks. Growth: norm behind over norm in front, less 1.",
+    )
+
+
+def table_8(result: dict[str, Any]) -> Table:
+    """Deviation of the real block's output under perturbations in null directions (Table 8)."""
+    rows = [
+        [f"{basis}, block {int(layer) + 1}", *(f"{values[key]:.4f}" for key in ("l2", "cosine", "cka", "update_l2"))]
+        for layer, of in result["perturbations"].items()
+        for basis, values in of.items()
+    ]
+    rows += [
+        [f"feed-forward surrogate ({PAPER})", "0.169", "0.9787", "0.9975", "–"],
+        [f"full Jacobian ({PAPER})", "0.191", "0.9564", "0.9947", "–"],
+    ]
+    size = result["options"]["perturbation_size"]
+    return Table(
+        "Perturbing a real block in null directions (Table 8)",
+        ["basis", "L2 ↓", "cosine ↑", "CKA ↑", "L2 of the update ↓"],
+        rows,
+        f"Every patch is perturbed by {size:.0%} of its norm in a random direction of the basis of rank "
+        f"{result['rank']}. L2: relative change of the block's output; it contains the perturbation itself, which the "
+        "residual stream passes on. The update is what the block adds. Random: an arbitrary basis, which nothing "
+        "makes null.",
+    )
+
+
+def effect_table(result: dict[str, Any]) -> Table:
+    """Norms before and after refinement (Figure 6 in numbers), the closed form beside the trained adapter."""
+    rows = []
+    for name, layer in _effects(result):
+        rows.append(
+            [
+                f"{name}, block {layer['layer']}",
+                str(layer["rank"]),
+                _change(layer["peak_to_median"], lambda v: f"{v:.2f}"),
+                _change(layer["share_above_threshold"], lambda v: _percent(v, 2)),
+                _change(layer["mean_norm_of_outliers"], _number),
+                _change(layer["loss_share_of_outliers"], _percent),
+                _change({"before": layer["norms"]["before"]["median"], "after": layer["norms"]["after"]["median"]}),
+                layer["outliers_after"]["verdict"],
+            ]
+        )
+    return Table(
+        "Norms before → after refinement (Figure 6)",
+        ["refinement", "r", "peak / median", "above τ", "norm of outliers", "loss on outliers", "median", "verdict"],
+        rows,
+        "Outliers are those of the unrefined features throughout; τ is the unrefined layer's. Verdict: of the rule, "
+        "applied to the refined norms.",
+    )
+
+
+def _effects(result: dict[str, Any]):
+    for name, layers in result["refinements"].items():
+        for layer in layers:
+            yield name, layer
+
+
+def _number(value: float | None, digits: int | None = None) -> str:
+    if value is None:
+        return "–"
+    if digits is None:  # three digits at least, and no exponent
+        digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
+    return f"{value:,.{digits}f}"
+
+
+def _cell(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _percent(value: float | None, digits: int = 0) -> str:
+    return "–" if value is None else f"{100 * value:.{digits}f} %"
+
+
+def _beside(value: float | None, other: float | None) -> str:
+    return f"{_cell(value, 2)} ({_cell(other, 2)})"
+
+
+def _spread(summary: dict[str, float], digits: int) -> str:
+    deviation = summary["std"]
+    return f"{summary['mean']:.{digits}f}" + ("" if deviation is None else f" ± {deviation:.{digits}f}")
+
+
+def _change(pair: dict[str, float | None], show: Callable[[float | None], str] = _number) -> str:
+    return "–" if pair["before"] is None else f"{show(pair['before'])} → {show(pair['after'])}"

@@ -1,0 +1,49 @@
+import pytest
+import torch
+from artifact_models import pixels
+from families import tiny_model, tiny_vit
+
+from singer_hf import vision_backbone
+from singer_hf.diagnosis import Refinement, measure_student
+from singer_hf.losses import gram_distance
+from singer_hf.similarity import linear_cka
+
+
+def last_patches(model, images):
+    backbone = vision_backbone(model)
+    last = backbone.num_blocks - 1
+    with torch.no_grad():
+        return backbone.features(images, [last]).hidden[last][:, backbone.num_prefix_tokens :]
+
+
+def test_table_2_is_that_of_all_features_at_once(teacher, student, images):
+    student.eval()
+    pairs = [(batch, batch) for batch in images.split(10)]
+    found = measure_student(vision_backbone(teacher), vision_backbone(student), [1], pairs)
+    assert [(entry["teacher_layer"], entry["student_layer"]) for entry in found] == [(1, 1), (3, 2)]
+    own, other = last_patches(teacher, images), last_patches(student, images)
+    assert found[1]["gram_distance_per_patch"] == pytest.approx(gram_distance(own, other).mean().item(), rel=1e-4)
+    assert found[1]["gram_distance"]["mean"] == pytest.approx(16 * gram_distance(own, other).mean().item(), rel=1e-4)
+    assert found[1]["cka"] == pytest.approx(linear_cka(own.flatten(0, 1), other.flatten(0, 1)), abs=1e-5)
+    assert found[1]["norms"]["mean"] == pytest.approx(other.norm(dim=-1).mean().item(), rel=1e-4)
+
+
+def test_a_teacher_is_like_itself(teacher, images):
+    backbone = vision_backbone(teacher)
+    nothing = Refinement(torch.randn(32, 2), torch.zeros(2, 32))
+    found = measure_student(backbone, backbone, [], [(images, images)], refinements={3: nothing})
+    assert found[0]["cka"] == pytest.approx(1) and found[0]["gram_distance"]["mean"] == pytest.approx(0, abs=1e-4)
+    assert found[0]["gram_distance_to_refined"]["mean"] == pytest.approx(0, abs=1e-4)
+
+
+def test_models_of_other_grids_and_prefix_tokens_are_aligned():
+    teacher, student = tiny_model("dinov2_with_registers").eval(), tiny_vit(image_size=48, num_hidden_layers=3).eval()
+    pairs = [(pixels(6), pixels(6, size=48))]
+    found = measure_student(vision_backbone(teacher), vision_backbone(student), [0], pairs)
+    assert len(found) == 2 and 0 <= found[-1]["cka"] <= 1
+    assert found[-1]["norms"]["count"] == 6 * 36  # the student's own patches, not interpolated ones
+
+
+def test_no_images(teacher, student):
+    with pytest.raises(ValueError, match="no images"):
+        measure_student(vision_backbone(teacher), vision_backbone(student.eval()), [], [])
