@@ -34,9 +34,9 @@ from torch.utils.data import DataLoader
 from singer_hf.data import DistillationDataset, EpochSampler
 from singer_hf.evaluation import Extractor, FrozenBackbone, LinearEvaluator, Task
 from singer_hf.evaluation.labels import read_split_labels
-from singer_hf.evaluation.result import versions
 from singer_hf.evaluation.splits import load_splits
 from singer_hf.evaluation.views import image_views
+from singer_hf.provenance import versions
 
 
 class PlainLoop:

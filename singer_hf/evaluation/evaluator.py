@@ -15,6 +15,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from ..metrics import TopKAccuracy
+from ..provenance import versions
 from ..scores import knn_votes
 from .extraction import Extractor
 from .fit import fit_head, score_heads
@@ -25,7 +26,7 @@ from .heads import LinearHeads
 from .labels import Labels, read_labels, read_split_labels
 from .probes import ClassificationProbe, DepthProbe, Probe, SegmentationProbe
 from .protocol import Protocol, protocol_for
-from .result import EvaluationResult, versions
+from .result import EvaluationResult
 from .splits import Split, load_splits
 from .task import TASKS, Task, TaskError
 from .views import annotated_views, image_views

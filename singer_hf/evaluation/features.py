@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from ..data.errors import DataError, without_worker_trace
 from .cache import CacheError, FeatureCache
 
 logger = logging.getLogger(__name__)
@@ -144,7 +145,10 @@ def _extracted(
     """The tensors of one shard."""
     parts = []
     for _ in range(batches):
-        batch = next(stream)
+        try:
+            batch = next(stream)
+        except DataError as error:
+            raise without_worker_trace(error) from error
         parts.append(extract(batch))
         bar.update(len(batch["pixel_values"]))
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

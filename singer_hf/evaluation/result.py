@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import platform
 from dataclasses import asdict, dataclass, fields
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -96,16 +94,3 @@ def find_results(paths: list[str | Path]) -> list[EvaluationResult]:
     if not results:
         raise ResultError(f"No evaluation results in {', '.join(map(str, paths))}.")
     return results
-
-
-def versions() -> dict[str, str | None]:
-    """Of Python and of what a score may depend on."""
-    packages = ("singer_hf", "torch", "torchvision", "transformers", "datasets", "evaluate", "timm")
-    return {"python": platform.python_version()} | {name: _version(name) for name in packages}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
