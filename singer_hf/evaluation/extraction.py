@@ -54,7 +54,7 @@ class Extractor:
 
     def pooled(self, split: Split, views: Views) -> CachedFeatures:
         """`pooled` (d,) of each image."""
-        dataset = DistillationDataset(split.dataset, views.transform, image_column=split.image_column, seed=views.seed)
+        dataset = DistillationDataset(split.dataset, views.transform, image_column=split.image_column, seed=views.seed or 0)
         width = self.backbone.backbone.hidden_size
         return self.run(split, dataset, views, self._pooled, width * self.backbone.dtype.itemsize, feature="pooled")
 
@@ -76,7 +76,7 @@ class Extractor:
             image_column=split.image_column,
             target_column=split.target_column,
             read_target=read_target,
-            seed=views.seed,
+            seed=views.seed or 0,
         )
         (height, width), (rows, columns) = self.backbone.input_size, self.backbone.grid
         values = (rows * columns + 1) * self.backbone.backbone.hidden_size
@@ -97,7 +97,8 @@ class Extractor:
                 "data": split.fingerprint,
                 "images": len(split.dataset),
                 "image_column": split.image_column,
-                "views": repr(views),
+                "transform": repr(views.transform),
+                "view_seed": views.seed,
                 **key,
             },
         )

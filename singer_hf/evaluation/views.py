@@ -17,28 +17,20 @@ class Views:
     """A transform and how many different views of an image it gives.
 
     Args:
-        transform: of an image, or for dense tasks of (image, annotation) together.
-        count: 1 where nothing is random.
-        seed: of the random views; view v of image i is the same in every run with it.
+        transform: of an image, or for dense tasks of (image, annotation) together. Its `repr` is part of the key under
+            which features are cached.
+        count: K; 1 where nothing is random.
+        seed: of random views: view v of image i is the same in every run with it. `None` where nothing is random.
     """
 
     transform: Any
     count: int = 1
-    seed: int = 0
-
-    def __repr__(self) -> str:
-        """Part of a cache's key."""
-        seed = f", seed {self.seed}" if self.count > 1 or self.is_random else ""
-        return f"{self.transform}{seed}"
-
-    @property
-    def is_random(self) -> bool:
-        return "Random" in repr(self.transform)
+    seed: int | None = None
 
 
 def image_views(size: tuple[int, int], protocol: Protocol, *, augmented: bool, seed: int) -> Views:
     """Classification: the paper's test transform (resize, centre crop), or RandomResizedCrop and flip."""
-    if not augmented or protocol.views == 0:
+    if not augmented:
         return Views(eval_transform(size))
     return Views(train_transform(size, min_scale=protocol.crop_scale[0]), protocol.views, seed)
 
@@ -46,7 +38,7 @@ def image_views(size: tuple[int, int], protocol: Protocol, *, augmented: bool, s
 def annotated_views(size: tuple[int, int], protocol: Protocol, *, augmented: bool, seed: int) -> Views:
     """Dense tasks: the whole image resized to `size`, whatever its proportions; or a random crop and flip."""
     steps = [CentreSquare()] if protocol.square else []
-    if not augmented or protocol.views == 0:
+    if not augmented:
         return Views(v2.Compose([*steps, v2.Resize(size, antialias=True)]))
     crop = v2.RandomResizedCrop(size, scale=protocol.crop_scale, ratio=protocol.crop_ratio, antialias=True)
     return Views(v2.Compose([*steps, crop, v2.RandomHorizontalFlip()]), protocol.views, seed)

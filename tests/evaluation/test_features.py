@@ -5,6 +5,7 @@ import torch
 from accelerate import PartialState
 from torch.utils.data import Dataset
 
+from singer_hf.data import CorruptImageError
 from singer_hf.evaluation import CacheError, FeatureCache
 from singer_hf.evaluation import features as features_module
 from singer_hf.evaluation.features import CachedFeatures, cached_features
@@ -25,6 +26,13 @@ class Numbered(Dataset):
         self.asked.append(key)
         view, index = key
         return {"pixel_values": torch.full((3, 2, 2), 100.0 * view + index)}
+
+
+class OneUnreadable(Numbered):
+    def __getitem__(self, key):
+        if key[1] == 9:
+            raise CorruptImageError("Image 9: cannot be read: half of it")
+        return super().__getitem__(key)
 
 
 class Extract:
@@ -140,6 +148,13 @@ def test_further_views_leave_those_that_are_there(cache):
 
 def test_workers_give_the_same_features(cache, tmp_path):
     assert_same(run(FeatureCache(tmp_path, {"test": 2}), workers=2), run(cache))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_is_wrong_with_an_image_is_said_without_a_workers_traceback(cache, workers):
+    with pytest.raises(CorruptImageError) as raised:
+        run(cache, dataset=OneUnreadable(), workers=workers)
+    assert str(raised.value) == "Image 9: cannot be read: half of it"
 
 
 def test_a_run_that_was_killed_keeps_the_shards_it_finished(cache):
