@@ -54,7 +54,9 @@ class Extractor:
 
     def pooled(self, split: Split, views: Views) -> CachedFeatures:
         """`pooled` (d,) of each image."""
-        dataset = DistillationDataset(split.dataset, views.transform, image_column=split.image_column, seed=views.seed or 0)
+        dataset = DistillationDataset(
+            split.dataset, views.transform, image_column=split.image_column, seed=views.seed or 0
+        )
         width = self.backbone.backbone.hidden_size
         return self.run(split, dataset, views, self._pooled, width * self.backbone.dtype.itemsize, feature="pooled")
 

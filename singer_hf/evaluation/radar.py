@@ -59,7 +59,7 @@ def radar_figure(
         for name in axes_names
     ]
     axes.set_xticks(angles, labels, fontsize=9)
-    axes.tick_params(axis="x", pad=14)
+    axes.tick_params(axis="x", pad=18)
     axes.set_ylim(0, 1.05)
     axes.set_yticks([_INNER, 1.0], [])
     axes.grid(color="0.85")
