@@ -28,6 +28,7 @@ from typing import Optional
 from accelerate import PartialState
 
 from singer_hf.command_line import errors_in_one_line, parse_options, setup
+from singer_hf.data import split_names
 from singer_hf.evaluation import (
     GROUPS,
     PROTOCOLS,
@@ -80,7 +81,7 @@ class EvaluationArguments:
     train_split: Optional[str] = field(default=None, metadata={"help": "Split to train the head on (train)."})
     test_split: Optional[str] = field(
         default=None,
-        metadata={"help": "Split that is reported; without one a fifth of the training images is held out."},
+        metadata={"help": "Split that is reported (test); of a set of one split a fifth is held out."},
     )
     test_dataset: Optional[str] = field(
         default=None, metadata={"help": "Test images where they are no split of dataset."}
@@ -185,7 +186,7 @@ def tasks_of(args: EvaluationArguments) -> list[Task]:
         if args.dataset is None:
             raise TaskError("--kind needs --dataset, the images.")
         name = Path(args.dataset.rstrip("/*")).stem or args.kind
-        return [Task(**({"name": name, "test_split": None} | changes))]
+        return [Task(**({"name": name, "test_split": _test_split(args)} | changes))]
     if not args.tasks:
         raise TaskError("Name the tasks: --tasks (e.g. fg, or a YAML file), or --kind and --dataset for your own.")
     tasks = resolve_tasks(args.tasks)
@@ -194,6 +195,16 @@ def tasks_of(args: EvaluationArguments) -> list[Task]:
             f"{', '.join('--' + name for name in changes)} would change each of {len(tasks)} tasks: name one task."
         )
     return [task.with_options(**changes) for task in tasks]
+
+
+def _test_split(args: EvaluationArguments) -> str | None:
+    """The dataset's test split; `None`, which holds images out, where it has one split in all."""
+    if args.test_dataset is not None:
+        return None
+    names = split_names(args.dataset, revision=args.revision, config_name=args.config_name)
+    if len(names) > 1 and "test" not in names and args.test_split is None:
+        raise TaskError(f"{args.dataset} has the splits {', '.join(names)}: name one of them with --test_split.")
+    return "test" if "test" in names and len(names) > 1 else None
 
 
 def protocol_options(args: EvaluationArguments) -> dict:

@@ -252,3 +252,40 @@ def test_results_beside_the_papers_figures(folder, capsys):
 def test_no_results(folder):
     with pytest.raises(SystemExit, match="No evaluation results in"):
         script("compare").main([str(folder / "model")])
+
+
+def test_the_test_split_of_a_folder_is_found_or_asked_for(folder):
+    evaluate = script("evaluate")
+
+    def task(**changes):
+        (found,) = evaluate.tasks_of(
+            evaluate.parse_options(evaluate.EvaluationArguments, options(folder, test_dataset=None, **changes))[0]
+        )
+        return found
+
+    def image_folder(*splits):
+        for split in splits:
+            for label in ("cat", "dog"):
+                path = folder / "-".join(splits) / split / label
+                path.mkdir(parents=True)
+                image_dataset(1)["image"][0].save(path / "0.png")
+        return folder / "-".join(splits)
+
+    assert task().test_split is None  # one parquet file
+    assert task(dataset=image_folder("train", "test")).test_split == "test"
+    two = image_folder("train", "validation")
+    with pytest.raises(ValueError, match="has the splits train, validation: name one"):
+        task(dataset=two)
+    assert task(dataset=two, test_split="validation").test_split == "validation"
+
+
+def test_a_test_folder_that_lacks_a_class(folder):
+    """The image folder's own numbers of the classes then differ from those of the training images."""
+    for index, row in enumerate(image_dataset(60, classes=3)):
+        for split in ("train", "test"):
+            if split == "train" or row["label"] != 0:
+                path = folder / split / f"class_{row['label']}"
+                path.mkdir(parents=True, exist_ok=True)
+                row["image"].save(path / f"{index}.png")
+    (result,) = script("evaluate").run(options(folder, dataset=folder / "train", test_dataset=folder / "test"))
+    assert result.value > 0.9

@@ -23,18 +23,20 @@ class Labels:
 
     Args:
         values: (n,) int64, 0 to `len(names)` − 1.
-        names: of the classes.
+        names: of the classes; their numbers where the labels have no names.
+        named: whether the labels have names.
     """
 
     values: Tensor
     names: tuple[str, ...]
+    named: bool
 
 
 def read_labels(
     dataset: datasets.Dataset,
     column: str | None = None,
     *,
-    names: tuple[str, ...] | None = None,
+    like: Labels | None = None,
     num_labels: int | None = None,
     label_map: Mapping[Any, int] | None = None,
     what: str = "The dataset",
@@ -44,9 +46,10 @@ def read_labels(
     Args:
         dataset: the split.
         column: of the labels; `None`: as [`find_label_column`] finds it.
-        names: classes of the training split, for its test split: strings are looked up there, integers checked
-            against their number. `None`: the column's own, the sorted strings, or as many as the largest label says.
-        num_labels: how many classes there are; more than the labels show is fine.
+        like: the training split's labels, for its test split: where both have names, classes are matched by these,
+            since a folder that lacks a class counts the others differently.
+        num_labels: how many classes there are; more than the labels show is fine. Default: what the names, or the
+            largest label, say.
         label_map: stored label -> class.
         what: names the split in errors.
 
@@ -66,18 +69,22 @@ def read_labels(
             f"image {first}). Leave them out, e.g. by dataset.filter."
         )
     values = stored.to_pylist()
-    own_names = getattr(dataset.features[column], "names", None)
+    names = getattr(dataset.features[column], "names", None)
     if label_map is not None:
-        values = [_looked_up(label_map, value, index, column, what) for index, value in enumerate(values)]
-        own_names = None
+        values, names = [_looked_up(label_map, value, index, column, what) for index, value in enumerate(values)], None
     elif isinstance(values[0], str):
-        names = names or tuple(sorted(set(values)))
+        names = sorted(set(values)) if like is None else like.names
         position = {name: index for index, name in enumerate(names)}
         values = [_looked_up(position, value, index, column, what) for index, value in enumerate(values)]
+    elif like is not None and like.named and names is not None and tuple(names) != like.names:
+        position = {name: index for index, name in enumerate(like.names)}
+        own = dict(enumerate(names))  # -1, a hidden label, is no name's
+        values = [
+            value if value not in own else _looked_up(position, own[value], index, column, what)
+            for index, value in enumerate(values)
+        ]
     labels = np.asarray(values, dtype=np.int64)
-    if names is None:
-        names = tuple(own_names or map(str, range(num_labels or int(labels.max()) + 1)))
-    count = num_labels or len(names)
+    count = num_labels or (len(like.names) if like is not None else len(names or ()) or int(labels.max()) + 1)
     wrong = np.flatnonzero((labels < 0) | (labels >= count))
     if len(wrong):
         raise LabelColumnError(
@@ -85,18 +92,16 @@ def read_labels(
             f"{column!r}); expected 0 to {count - 1}. Splits with hidden labels hold -1: name another split, or set "
             "num_labels."
         )
-    return Labels(torch.from_numpy(labels), names if len(names) == count else tuple(map(str, range(count))))
+    named = names is not None and len(names) == count
+    return Labels(torch.from_numpy(labels), tuple(names) if named else tuple(map(str, range(count))), named)
 
 
 def read_split_labels(task: Task, train: Split, test: Split) -> tuple[Labels, Labels]:
     """Labels of both splits of a classification, over the same classes."""
     options = {"num_labels": task.num_labels, "label_map": task.labels()}
     labels = read_labels(train.dataset, train.target_column, what=f"{task.name}, {train.name} split", **options)
-    names = None if options["label_map"] is not None else labels.names
-    test_labels = read_labels(
-        test.dataset, test.target_column, names=names, what=f"{task.name}, {test.name} split", **options
-    )
-    return labels, test_labels
+    what = f"{task.name}, {test.name} split"
+    return labels, read_labels(test.dataset, test.target_column, like=labels, what=what, **options)
 
 
 def _is_text(dataset: datasets.Dataset, column: str) -> bool:
