@@ -126,8 +126,8 @@ _DEFAULT = Protocol(
 PROTOCOLS: dict[str, dict[str, Protocol]] = {
     "default": {
         "classification": _DEFAULT,
-        "segmentation": replace(_DEFAULT, batch_size=16, pixels=256),
-        "depth": replace(_DEFAULT, batch_size=16, pixels=256),
+        "segmentation": replace(_DEFAULT, weight_decays=(1e-4, 1e-3), batch_size=16, pixels=256),
+        "depth": replace(_DEFAULT, weight_decays=(1e-4, 1e-3), batch_size=16, pixels=256),
     },
     "paper": {
         "classification": _PAPER,

@@ -31,7 +31,7 @@ DEFAULT = protocol_for("default", "classification")
         ({"crop_scale": (0.9, 0.5)}, "crop_scale must be shares"),
         ({"crop_scale": (0.5, 1.5)}, "crop_scale must be shares"),
         ({"learning_rates": (float("nan"),)}, "learning_rates must be positive"),
-        ({"selection": "best_epoch_on_test"}, "best epoch of one head on the test images, but the grid has 32"),
+        ({"selection": "best_epoch_on_test"}, "best epoch of one head on the test images, but the grid has 24"),
     ],
 )
 def test_options_out_of_range_are_refused(options, message):
