@@ -196,7 +196,7 @@ def write(args: DiagnoseArguments, found: Any, command: str, seconds: float) -> 
     sections = report_sections(found, result)
     for section in sections:
         for picture in section.pictures:
-            (folder / f"{picture.name}.png").write_bytes(picture.png())
+            (folder / f"{picture.name}.png").write_bytes(picture.png)
     html = render_report(
         f"Diagnosis of {args.model}",
         found.recommendation.sentence,
