@@ -79,17 +79,19 @@ def test_a_finished_run_and_a_student_by_itself_from_a_stream_and_a_config_file(
     assert list(result["refinements"]) == ["run", "untrained (F N Nᵀ)"]
     assert result["layers"] == [2, 3] and result["rank"] == 4
     assert result["students"]["run"][0]["gram_distance_to_refined"]["count"] == 64
+    assert 0 <= result["students"]["run"][0]["remaining_loss_on_outliers"] <= 1
+    assert result["students"]["other"][0]["remaining_loss_on_outliers"] is None
     assert result["perturbations"] == {}  # the command line wins over the file
 
 
 def test_an_adapter_by_itself_leaves_the_model_as_it_was(command):
     trainer = trainer_of(command.folder / "run", AutoModel.from_pretrained(command.folder / "teacher"))
     trainer.save_model()
-    (args,) = parse_options(diagnose.DiagnoseArguments, command(adapter=command.folder / "run" / "adapter"))
+    (args, *_) = parse_options(diagnose.DiagnoseArguments, command(adapter=command.folder / "run" / "adapter"))
     model, processor = diagnose.load_model(args, args.model)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    refinements, students = diagnose.load_parts(args, model, ModelInput.of_processor(processor))
-    assert sorted(refinements["adapter"]) == [2, 3] and students == {}
+    refinements, students, fits = diagnose.load_parts(args, model, ModelInput.of_processor(processor))
+    assert sorted(refinements["adapter"]) == [2, 3] and students == fits == {}
     after = model.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 

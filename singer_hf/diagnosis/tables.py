@@ -101,18 +101,26 @@ def traits_table(result: dict[str, Any]) -> Table:
 def table_2(result: dict[str, Any]) -> Table:
     """Teacher–student similarity (Table 2), of the last block."""
     rows = [
-        [name, f"{last['gram_distance_per_patch']:.3f}", f"{last['cka']:.3f}", f"{last['peak_to_median']:.2f}"]
+        [
+            name,
+            f"{last['gram_distance_per_patch']:.3f}",
+            f"{last['cka']:.3f}",
+            f"{last['peak_to_median']:.2f}",
+            _percent(last["remaining_loss_on_outliers"]),
+        ]
         for name, layers in result["students"].items()
         for last in layers[-1:]
     ]
     paper = [("FitNet", 0.237, 0.732), ("ViTKD", 0.520, 0.745), ("SiNGER", 0.130, 0.660)]
-    rows += [[f"{name} ({PAPER} → ViT-T)", f"{gram:.3f}", f"{cka:.3f}", "–"] for name, gram, cka in paper]
+    rows += [[f"{name} ({PAPER} → ViT-T)", f"{gram:.3f}", f"{cka:.3f}", "–", "–"] for name, gram, cka in paper]
     return Table(
         "Teacher–student similarity (Table 2)",
-        ["student", "Gram distance ↓", "CKA", "peak / median"],
+        ["student", "Gram distance ↓", "CKA", "peak / median", "remaining loss on outliers"],
         rows,
         "Last block of the student against last block of the unrefined teacher, patches alone. Gram distance: "
-        "‖G(F_T) − G(F_S)‖_F over the number of patches, mean over images. CKA: linear, over all patches.",
+        "‖G(F_T) − G(F_S)‖_F over the number of patches, mean over images. CKA: linear, over all patches. Peak / "
+        "median: of the student's own patch norms. Remaining loss: how much of what is left of the run's feature loss "
+        "falls on the teacher's outliers (against F̂_T where the run had an adapter).",
     )
 
 
