@@ -18,11 +18,16 @@ def check_processes(args: DistillationArguments) -> None:
             f"One process sees {args.n_gpu} GPUs, which Trainer would use by DataParallel: launch one process a GPU "
             f"with `accelerate launch --multi_gpu --num_processes {args.n_gpu}`, or set CUDA_VISIBLE_DEVICES=0."
         )
+    check_launch(args.world_size)
+
+
+def check_launch(world_size: int) -> None:
+    """Raises ValueError where the processes that were launched do not see each other."""
     launched = int(os.environ.get("WORLD_SIZE", 1))
-    if launched != args.world_size:
+    if launched != world_size:
         raise ValueError(
-            f"{launched} processes were launched but they do not see each other (world size {args.world_size}), so "
-            "each would train alone. On a machine without GPUs, set use_cpu=True (--use_cpu)."
+            f"{launched} processes were launched but they do not see each other (world size {world_size}), so each "
+            "would run alone. On a machine without GPUs, set use_cpu=True (--use_cpu)."
         )
 
 

@@ -7,7 +7,7 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
-_PACKAGES = ("torch", "transformers", "peft", "datasets")
+_PACKAGES = ("torch", "torchvision", "transformers", "accelerate", "peft", "datasets")
 
 
 def versions() -> dict[str, str | None]:

@@ -15,7 +15,7 @@ from .errors import (
     LabelColumnError,
     MissingColumnError,
 )
-from .loading import load_images
+from .loading import load_images, split_names
 from .normalization import PixelNormalization
 from .pipeline import DataPipeline
 from .processors import find_processor, input_size, processor_for, processor_to_save
@@ -47,5 +47,6 @@ __all__ = [
     "processor_to_save",
     "sample_seed",
     "seeded",
+    "split_names",
     "train_transform",
 ]

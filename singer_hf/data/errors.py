@@ -30,3 +30,8 @@ class EmptyDatasetError(DataError):
 
 class CorruptImageError(DataError):
     """An image that cannot be read or decoded."""
+
+
+def without_worker_trace(error: DataError) -> DataError:
+    """The same error without the worker's traceback that torch puts into its message."""
+    return type(error)(str(error).rsplit(f"{type(error).__name__}: ", 1)[-1].strip())

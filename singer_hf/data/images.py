@@ -42,8 +42,8 @@ def corrupt_image(where: str, value: Any, cause: BaseException | str) -> Corrupt
     path = value.get("path") if isinstance(value, dict) else getattr(value, "filename", None)
     cause = cause if isinstance(cause, str) else f"{type(cause).__name__}: {cause}"
     return CorruptImageError(
-        f"{where}{f' ({path})' if path else ''} cannot be read: {cause}. Repair or remove it, or set "
-        "skip_corrupt_images=True, which skips such images and counts them."
+        f"{where}{f' ({path})' if path else ''} cannot be read: {cause}. Repair or remove it (in "
+        "training, skip_corrupt_images=True skips such images and counts them)."
     )
 
 

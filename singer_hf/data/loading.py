@@ -59,6 +59,27 @@ def load_images(
     return _checked(dataset, f"{source!r}, split {split!r},", max_samples)
 
 
+def split_names(
+    path_or_name: str | os.PathLike, *, revision: str | None = None, config_name: str | None = None
+) -> list[str]:
+    """Names of the splits of a set of images, as [`load_images`] knows them; of files the one that they all form.
+
+    Raises:
+        DataSourceError: nothing there, or no access.
+    """
+    source = os.path.expanduser(os.fspath(path_or_name))
+    if not (os.path.exists(source) or _looks_local(source)):
+        builder = _hub_builder(source, revision, config_name, None)
+    elif not os.path.isdir(source):
+        return ["train"]
+    elif _saved_to_disk(source):
+        saved = datasets.load_from_disk(source)
+        return list(saved) if isinstance(saved, datasets.DatasetDict) else [str(saved.split or "train")]
+    else:
+        builder = datasets.load_dataset_builder(_kind_of_folder(source), data_dir=source)
+    return [str(name) for name in builder.config.data_files or builder.info.splits or ()]
+
+
 def _looks_local(source: str) -> bool:
     is_path = os.path.isabs(source) or source.startswith((".", "~")) or "\\" in source or source.count("/") > 1
     return is_path or glob.has_magic(source) or Path(source).suffix.lower() in _KINDS
@@ -66,13 +87,21 @@ def _looks_local(source: str) -> bool:
 
 # -- Hub --------------------------------------------------------------------------------------------------------------
 def _load_hub(name: str, split: str, streaming: bool, revision: Any, config_name: Any, cache_dir: Any) -> Any:
+    return _read(_hub_builder(name, revision, config_name, cache_dir), split, streaming, name)
+
+
+def _hub_builder(name: str, revision: Any, config_name: Any, cache_dir: Any) -> datasets.DatasetBuilder:
     try:
-        builder = datasets.load_dataset_builder(name, config_name, revision=revision, cache_dir=cache_dir)
+        return datasets.load_dataset_builder(name, config_name, revision=revision, cache_dir=cache_dir)
     except (OSError, ValueError, RuntimeError) as error:
+        if "gated" in str(error):  # datasets raises its DatasetNotFoundError for these too
+            raise DataSourceError(
+                f"{name!r} is gated: ask for access at https://huggingface.co/datasets/{name}, then log in with "
+                f"`hf auth login` or set HF_TOKEN. ({error})"
+            ) from error
         raise DataSourceError(
             f"{name!r} is no local path, and as a Hub dataset it could not be opened: {type(error).__name__}: {error}"
         ) from error
-    return _read(builder, split, streaming, name)
 
 
 # -- local files ------------------------------------------------------------------------------------------------------

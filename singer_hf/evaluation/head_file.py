@@ -1,0 +1,49 @@
+"""A trained classification head on disk, with what it was trained on."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from .heads import LinearHeads
+
+
+class HeadFile:
+    """Weight (C, d) and bias (C,) of an `nn.Linear`, and the names of its classes.
+
+    Args:
+        path: the safetensors file.
+        origin: whatever the head depends on, as JSON: a head of another origin is not used.
+    """
+
+    def __init__(self, path: Path, origin: Mapping[str, Any]):
+        self.path, self.origin = path, json.dumps(dict(origin), sort_keys=True)
+
+    def save(self, head: LinearHeads, names: Sequence[str]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        part = self.path.with_name(self.path.name + ".part")
+        tensors = {"weight": head.weight[0].T.contiguous().cpu(), "bias": head.bias[0].contiguous().cpu()}
+        save_file(tensors, part, metadata={"origin": self.origin, "names": json.dumps(list(names))})
+        os.replace(part, self.path)
+
+    def is_valid(self) -> bool:
+        """Whether there is a head of this origin."""
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                return (file.metadata() or {}).get("origin") == self.origin
+        except (OSError, SafetensorError):
+            return False
+
+    def load(self, device: torch.device) -> tuple[LinearHeads, list[str]]:
+        """The head and its classes; check `is_valid` first."""
+        with safe_open(self.path, framework="pt") as file:
+            weight, bias = file.get_tensor("weight"), file.get_tensor("bias")
+            names = json.loads(file.metadata()["names"])
+        return LinearHeads(weight.T[None].contiguous().to(device), bias[None].to(device)), names

@@ -1,0 +1,115 @@
+"""The figures of the paper's Table 1, and results of ours in its columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas
+
+from .result import EvaluationResult
+from .task import TASKS
+
+
+@dataclass(frozen=True)
+class PaperColumn:
+    """A column of Table 1.
+
+    Args:
+        title: as the table has it.
+        scale: of our score to the table's unit (accuracies and IoU in percent there).
+        lower_is_better: true of errors.
+    """
+
+    title: str
+    scale: float = 100.0
+    lower_is_better: bool = False
+
+
+COLUMNS = {
+    "in_val": PaperColumn("IN-val"),
+    "ade": PaperColumn("ADE20K"),
+    "nyud": PaperColumn("NYUd", scale=1.0, lower_is_better=True),
+    "inat": PaperColumn("iNat2019"),
+    "ds": PaperColumn("DS"),
+    "fg": PaperColumn("FG"),
+}
+"""Key of [`Task.paper_column`] -> column; where several tasks have one key, their mean stands there."""
+
+
+def _row(*values: float) -> dict[str, float]:
+    return dict(zip(COLUMNS, values, strict=True))
+
+
+TABLE_1: dict[str, dict[str, dict[str, float]]] = {
+    "ViT-L → ViT-S": {
+        "teacher ViT-L": _row(79.58, 26.57, 0.9157, 71.42, 54.20, 82.27),
+        "ViT-S, not distilled": _row(76.05, 19.57, 1.1065, 65.28, 44.48, 77.39),
+        "FitNet": _row(72.50, 25.15, 0.9903, 52.12, 40.21, 71.13),
+        "SiNGER": _row(79.13, 30.06, 0.9026, 57.21, 48.91, 77.59),
+    },
+    "ViT-L → ViT-T": {
+        "teacher ViT-L": _row(79.58, 26.57, 0.9157, 71.42, 54.20, 82.27),
+        "ViT-T, not distilled": _row(58.03, 14.20, 1.1807, 43.95, 28.75, 62.02),
+        "FitNet": _row(62.43, 18.73, 1.0093, 40.02, 32.32, 62.48),
+        "ViTKD": _row(5.07, 11.92, 1.1903, 23.69, 2.08, 33.52),
+        "SiNGER": _row(70.59, 21.76, 0.9406, 41.11, 38.87, 64.61),
+    },
+    "DeiT-III-L → DeiT-III-B": {
+        "FitNet": _row(60.00, 26.79, 1.1625, 50.04, 31.53, 74.78),
+        "ViTKD": _row(66.54, 19.58, 1.2525, 30.78, 35.77, 58.36),
+        "SiNGER": _row(79.37, 29.47, 1.1514, 53.50, 49.14, 75.41),
+    },
+    "DeiT-III-S → DeiT-III-T": {
+        "FitNet": _row(51.41, 16.06, 1.2920, 32.81, 23.74, 58.53),
+        "ViTKD": _row(35.56, 8.71, 1.4487, 19.93, 15.31, 45.13),
+        "SiNGER": _row(63.50, 20.67, 0.9827, 37.68, 32.28, 64.32),
+    },
+}
+"""Teacher and student -> method -> column -> figure (arXiv 2509.20986, Table 1)."""
+
+
+def by_model(results: Sequence[EvaluationResult]) -> dict[str, dict[str, EvaluationResult]]:
+    """Model -> task -> result. Where a model was evaluated by several protocols, each is a model of its own.
+
+    Raises:
+        ValueError: two results of one model, protocol and task.
+    """
+    protocols = {result.protocol["name"] for result in results}
+    table: dict[str, dict[str, EvaluationResult]] = {}
+    for result in results:
+        model = result.model["name"]
+        if len(protocols) > 1:
+            model += f" ({result.protocol['name']})"
+        tasks = table.setdefault(model, {})
+        if result.task["name"] in tasks:
+            raise ValueError(
+                f"Two results of {model} on {result.task['name']}: name folders or files that hold one of each."
+            )
+        tasks[result.task["name"]] = result
+    return table
+
+
+def paper_columns(results: dict[str, EvaluationResult]) -> dict[str, float]:
+    """One model's results in Table 1's columns and units. A column that lacks one of its tasks is left out."""
+    row = {}
+    for key, column in COLUMNS.items():
+        tasks = [name for name, task in TASKS.items() if task.paper_column == key]
+        if all(name in results for name in tasks):
+            row[key] = column.scale * sum(results[name].value for name in tasks) / len(tasks)
+    return row
+
+
+def paper_table(results: Sequence[EvaluationResult], pairs: Sequence[str] = ()) -> pandas.DataFrame:
+    """Results in Table 1's columns, above the paper's rows of the pairs of teacher and student that are named.
+
+    Raises:
+        ValueError: an unknown pair.
+    """
+    rows = {model: paper_columns(tasks) for model, tasks in by_model(results).items()}
+    for pair in pairs:
+        if pair not in TABLE_1:
+            raise ValueError(f"Table 1 has no pair {pair!r}: expected one of {', '.join(TABLE_1)}.")
+        rows |= {f"paper, {pair}, {method}": figures for method, figures in TABLE_1[pair].items()}
+    table = pandas.DataFrame.from_dict(rows, orient="index", columns=list(COLUMNS), dtype=float)
+    return table.rename(columns={key: column.title for key, column in COLUMNS.items()})
