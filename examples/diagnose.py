@@ -128,6 +128,10 @@ class DiagnoseArguments:
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
 
+    @property
+    def torch_device(self) -> str:
+        return self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+
     def options(self) -> DiagnosisOptions:
         return DiagnosisOptions(
             rule=OutlierRule(k=self.outlier_k, min_ratio=self.outlier_ratio),
@@ -146,8 +150,7 @@ class DiagnoseArguments:
 def load_model(args: DiagnoseArguments, name: str, revision: str | None = None) -> tuple[Any, Any]:
     """A model in eval mode on the device, and its image processor."""
     model = load_vision_model(name, image_size=args.image_size, revision=revision, dtype=args.dtype)
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return model.eval().to(device), find_processor(name, model.config, revision=revision)
+    return model.eval().to(args.torch_device), find_processor(name, model.config, revision=revision)
 
 
 def load_adapter(model: Any, path: str) -> dict:
@@ -170,7 +173,7 @@ def load_fit(args: DiagnoseArguments, run: Path, targets: dict) -> StudentFit | 
         weight, bias = weights[f"projectors.{layer}.weight"], weights[f"projectors.{layer}.bias"]
         projectors[layer] = torch.nn.Linear(weight.shape[1], weight.shape[0])
         projectors[layer].load_state_dict({"weight": weight, "bias": bias})
-        projectors[layer].to(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        projectors[layer].to(args.torch_device)
     recorded = json.loads((run / "training_args.json").read_text(encoding="utf-8"))
     named = (recorded.get("teacher_layers"), recorded.get("student_layers"))
     return StudentFit(projectors, targets, dict(zip(*named, strict=True)) if all(named) else {})
@@ -214,7 +217,7 @@ def write(args: DiagnoseArguments, found: Any, command: str, seconds: float) -> 
     result = found.summary() | {
         "config": as_json(asdict(args)),
         "versions": made_with,
-        "device": str(next(found.backbone.model.parameters()).device),
+        "device": args.torch_device,
         "seconds": seconds,
     }
     (folder / "diagnosis.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
@@ -275,7 +278,7 @@ def run(argv: list[str]) -> None:
             image_column=args.image_column,
             batch_size=args.batch_size,
             num_workers=args.num_workers,
-            device=next(model.parameters()).device,
+            device=args.torch_device,
             skip_corrupt_images=args.skip_corrupt_images,
         )
         refinements, students, fits = load_parts(args, model, model_input)

@@ -17,7 +17,8 @@ from .gradient_share import RunningShare
 from .outliers import find_outliers
 from .refinement import Refinement, energy_shares
 from .statistics import LogHistogram, Moments
-from .teacher import TeacherDiagnosis, Walk
+from .teacher import TeacherDiagnosis
+from .walk import Walk
 
 
 def patch_cosine(patches: Tensor, other: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from functools import cached_property
 from io import BytesIO
 from typing import TYPE_CHECKING
 
-from .tables import Table
+from .table import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -182,7 +182,7 @@ def diagnose(
             refinements=trained.get(name, main),
             fit=(fits or {}).get(name),
         )
-        samples[name] = own.sample(max(shown) + 1).select(shown)
+        samples[name] = own.sample(len(sample)).select(shown)
     perturbations = {}
     if options.perturbation_images:
         report("Perturbations in null directions")

@@ -18,7 +18,8 @@ from .gradient_share import RunningShare
 from .outliers import OutlierRule, find_outliers
 from .refinement import Refinement
 from .statistics import LogHistogram, Moments
-from .teacher import TeacherDiagnosis, Walk
+from .teacher import TeacherDiagnosis
+from .walk import Walk
 
 
 @dataclass(frozen=True)

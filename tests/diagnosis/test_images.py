@@ -20,7 +20,7 @@ def test_batches_hold_every_image_in_order_normalised():
     assert [len(part) for part in parts] == [4, 4, 2]
     assert torch.equal(torch.cat(parts), torch.cat(list(batches)))  # every pass is the same
     sample = batches.sample(7)
-    assert len(sample) == 7 and torch.equal(sample.teacher_pixels, torch.cat(parts)[:7])
+    assert len(sample) == 7 and torch.equal(sample.teacher_pixels, torch.cat(parts)[[0, 1, 2, 4, 5, 7, 8]])
     assert sample.pictures().shape == (7, 32, 32, 3)
     restored = (sample.teacher_pixels.permute(0, 2, 3, 1) * 0.5 + 0.5) * 255
     assert torch.allclose(restored, torch.as_tensor(sample.pictures()).float(), atol=0.01)
@@ -37,7 +37,7 @@ def test_a_student_of_another_size_gets_its_own_view():
     batches = ImageBatches(image_dataset(5), takes(), student, batch_size=5)
     ((own, other),) = batches.pairs()
     assert own.shape == (5, 3, 32, 32) and other.shape == (5, 3, 48, 48)
-    sample = batches.sample(3).select([2, 0])
+    sample = batches.sample(5).select([2, 0])
     assert torch.equal(sample.student_pixels[0], other[2]) and torch.equal(sample.teacher_pixels[1], own[0])
 
 
