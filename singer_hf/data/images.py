@@ -28,7 +28,7 @@ def load_rgb(value: Any, where: str) -> Image.Image:
     cell = read_cell(value, where)
     try:
         image = cell if isinstance(cell, Image.Image) else Image.open(BytesIO(cell["bytes"]))
-        with _truncated_images_refused():
+        with truncated_images_refused():
             image.load()
         return to_rgb(image)
     except MemoryError:
@@ -104,8 +104,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 @contextmanager
-def _truncated_images_refused():
-    """Other libraries set this global of PIL, with which half a JPEG decodes to half an image without an error."""
+def truncated_images_refused():
+    """Within, PIL refuses an image whose end is missing, also where another library has set PIL's global to the
+    contrary, with which half a JPEG decodes to half an image without an error."""
     before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     try:
         yield

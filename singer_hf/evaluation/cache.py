@@ -51,19 +51,19 @@ class FeatureCache:
         except OSError as error:
             raise CacheError(f"The feature cache {root} cannot be written: {error}. Set cache_dir.") from error
 
-    def path(self, view: int, shard: int) -> Path:
-        """File of a shard."""
-        return self.folder / f"view{view:03d}-shard{shard:05d}.safetensors"
+    def path(self, view: int, images: range) -> Path:
+        """File of the shard of these images."""
+        return self.folder / f"view{view:03d}-images{images.start:07d}-{images.stop:07d}.safetensors"
 
-    def read(self, view: int, shard: int, *, verify: bool = True) -> dict[str, Tensor] | None:
+    def read(self, view: int, images: range, *, verify: bool = True) -> dict[str, Tensor] | None:
         """A shard's tensors, memory-mapped; `None` where there is no shard that is good.
 
         Args:
             view: number of the augmented view.
-            shard: number of the shard.
+            images: of the shard.
             verify: compare the checksum, for which the whole file is read.
         """
-        path = self.path(view, shard)
+        path = self.path(view, images)
         if not path.exists():
             return None
         try:
@@ -72,23 +72,23 @@ class FeatureCache:
                 tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
         except (SafetensorError, OSError, ValueError) as error:
             return self._damaged(path, f"it cannot be read ({error})")
-        if header.get("key") != self.key:
+        if header.get("key") != self.key or header.get("images") != f"{view} {images}":
             return self._damaged(path, "it was made from something else")
         if verify and header.get("checksum") != _checksum(tensors):
             return self._damaged(path, "its checksum is wrong")
         return tensors
 
-    def write(self, view: int, shard: int, tensors: Mapping[str, Tensor]) -> None:
+    def write(self, view: int, images: range, tensors: Mapping[str, Tensor]) -> None:
         """Writes a shard whole or not at all.
 
         Raises:
             CacheError: no space left, or the folder cannot be written.
         """
-        path = self.path(view, shard)
+        path = self.path(view, images)
         tensors = {name: tensor.contiguous() for name, tensor in sorted(tensors.items())}
         part = path.with_name(f"{path.name}.{os.getpid()}.part")
         try:
-            save_file(tensors, part, metadata={"key": self.key, "checksum": _checksum(tensors)})
+            save_file(tensors, part, metadata=self._header(tensors, view, images))
             os.replace(part, path)
         except (SafetensorError, OSError) as error:
             full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
@@ -99,6 +99,9 @@ class FeatureCache:
             ) from error
         finally:
             part.unlink(missing_ok=True)
+
+    def _header(self, tensors: Mapping[str, Tensor], view: int, images: range) -> dict[str, str]:
+        return {"key": self.key, "images": f"{view} {images}", "checksum": _checksum(tensors)}
 
     def require_space(self, size: int) -> None:
         """Raises `CacheError` unless `size` bytes are free, before hours are spent on features for a full disk."""

@@ -84,6 +84,7 @@ class LinearEvaluator:
         for kind in ("classification", "segmentation", "depth"):
             self.protocol_for(kind)  # so that a wrong option is found now
         self.output_dir, self.seed, self.knn_neighbors = Path(output_dir), seed, knn_neighbors
+        self._tasks: dict[str, Task] = {}
         self.limits = {"max_train_images": max_train_images, "max_test_images": max_test_images}
 
     def run(self, task: Task) -> EvaluationResult:
@@ -96,6 +97,7 @@ class LinearEvaluator:
         """
         start = time.perf_counter()
         before = self.extractor.images_extracted
+        self._tasks[task.name] = task
         protocol = self.protocol_for(task.kind)
         train, test = load_splits(task, paper=self.protocol == "paper", seed=self.seed, **self.limits)
         if task.head_of is not None:
@@ -228,11 +230,12 @@ class LinearEvaluator:
     # -- a head of another task ---------------------------------------------------------------------------------------
     def _run_reused(self, task: Task, test: Split, protocol: Protocol, start: float) -> EvaluationResult:
         before = self.extractor.images_extracted
-        if task.head_of not in TASKS:
-            raise TaskError(f"Task {task.name!r} reuses the head of {task.head_of!r}, which is not known.")
         file = self._head_file(task.head_of, protocol)
         if not file.is_valid():
-            self.run(TASKS[task.head_of])
+            head_task = self._tasks.get(task.head_of) or TASKS.get(task.head_of)
+            if head_task is None:
+                raise TaskError(f"Task {task.name!r} reuses the head of {task.head_of!r}, which is not known.")
+            self.run(head_task)
         head, names = file.load(self.backbone.device)
         probe = ClassificationProbe(len(names))
         label_map = task.labels()

@@ -94,21 +94,13 @@ def cached_features(
     """
     count = len(dataset)
     shard_images = max(1, min(SHARD_IMAGES, SHARD_BYTES // bytes_per_image))
-    shards = -(-count // shard_images)
-    jobs = [(view, shard) for view in range(num_views) for shard in range(shards)]
+    shards = [range(start, min(start + shard_images, count)) for start in range(0, count, shard_images)]
+    jobs = [(view, shard) for view in range(num_views) for shard in shards]
     own = jobs[state.process_index :: state.num_processes]
     missing = [job for job in own if cache.read(*job) is None]
-    extracted = 0
     if missing:
         cache.require_space(len(missing) * min(shard_images, count) * bytes_per_image * state.num_processes)
-        images = [range(shard * shard_images, min(count, (shard + 1) * shard_images)) for _, shard in missing]
-        batches = [
-            [
-                [(view, index) for index in part[start : start + batch_size]]
-                for start in range(0, len(part), batch_size)
-            ]
-            for (view, _), part in zip(missing, images, strict=True)
-        ]
+        batches = [_batches(view, shard, batch_size) for view, shard in missing]
         loader = DataLoader(
             dataset,
             batch_sampler=[batch for shard in batches for batch in shard],
@@ -116,7 +108,7 @@ def cached_features(
             pin_memory=state.device.type == "cuda",
         )
         bar = tqdm(
-            total=sum(map(len, images)),
+            total=sum(len(shard) for _, shard in missing),
             desc=description,
             unit="image",
             disable=not (progress and state.is_main_process),
@@ -125,18 +117,25 @@ def cached_features(
         for job, shard in zip(missing, batches, strict=True):
             cache.write(*job, _extracted(stream, len(shard), extract, bar))
         bar.close()
-        extracted = sum(map(len, images))
     state.wait_for_everyone()
     views = []
     for view in range(num_views):
-        found = [cache.read(view, shard, verify=False) for shard in range(shards)]
-        if any(shard is None for shard in found):
+        found = [cache.read(view, shard, verify=False) for shard in shards]
+        if None in found:
             raise CacheError(
-                f"Process {state.process_index} does not find {cache.path(view, found.index(None))}, which another "
-                "process wrote: all processes need to see one cache folder. Set cache_dir to a shared file system."
+                f"Process {state.process_index} does not find {cache.path(view, shards[found.index(None)])}, which "
+                "another process wrote: all processes need to see one cache folder. Set cache_dir to a shared file "
+                "system."
             )
         views.append(found)
-    return CachedFeatures(views, shard_images, count, sum(gather_object([extracted])))
+    extracted = gather_object([sum(len(shard) for _, shard in missing)])
+    return CachedFeatures(views, shard_images, count, sum(extracted))
+
+
+def _batches(view: int, shard: range, batch_size: int) -> list[list[tuple[int, int]]]:
+    """Keys (view, index) of a shard's images."""
+    starts = range(shard.start, shard.stop, batch_size)
+    return [[(view, index) for index in range(start, min(start + batch_size, shard.stop))] for start in starts]
 
 
 def _extracted(

@@ -108,7 +108,7 @@ def _best_on_validation(
     if own:
         heads = _train(probe, train.subset(kept), protocol, own)
         scores = [
-            None if score is None else score[probe.main_score]
+            _number(score and score[probe.main_score])
             for score in score_heads(probe, heads, plain.subset(held_out), protocol.batch_size)
         ]
     found = dict(gather_object(list(zip(own, scores, strict=True))))
@@ -122,6 +122,11 @@ def _best_on_validation(
         if score is not None and (best is None or probe.better(score, best_score)):
             best, best_score = config, score
     head = _train(probe, train, protocol, [best]) if state.is_main_process else None
+    if head is not None and not head.finite().all():
+        raise DivergedError(
+            f"The best head of the grid (learning rate {best.learning_rate:g}) diverged when it was trained again on "
+            "all images: name lower learning_rates, and look at the features of the images that were held out."
+        )
     head = _shared(head, state, train.device)
     if standardization is not None:
         head = head.on_raw_features(standardization.mean, standardization.scale)
@@ -172,6 +177,11 @@ def _best_epoch_on_test(probe: Probe, train: HeadData, test: HeadData, protocol:
             "last_epoch_score": scores[-1] if scores else None,
         },
     )
+
+
+def _number(score: float | None) -> float | None:
+    """`None` for a score that is not a number, which would be neither better nor worse than any."""
+    return None if score is None or score != score else score
 
 
 def _shared(head: LinearHeads | None, state: PartialState, device: torch.device) -> LinearHeads:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from contextlib import nullcontext
 from typing import Any
@@ -18,7 +19,10 @@ from ..data import PixelNormalization, find_processor, input_size, processor_for
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 POOLINGS = ("auto", "cls", "mean")
 
-_NOT_COMPUTED_WITH = {"_name_or_path", "transformers_version", "architectures", "dtype", "id2label", "label2id"}
+_NOT_COMPUTED_WITH = {
+    *("_name_or_path", "transformers_version", "architectures", "dtype", "id2label", "label2id"),
+    *("base_model_name_or_path", "revision", "inference_mode", "peft_version", "auto_mapping"),  # of an adapter's
+}
 """Entries of a config that change without the model's features changing."""
 
 
@@ -29,7 +33,8 @@ class FrozenBackbone:
     any final norm. Images are resized by the task; the image processor gives input size and normalisation.
 
     Args:
-        model: any model that [`vision_backbone`] knows, a `PeftModel` (a refined teacher) too.
+        model: any model that [`vision_backbone`] knows, a `PeftModel` (a refined teacher) too. It is moved to the
+            device, put into eval mode and frozen.
         processor: its image processor.
         name: shown in results.
         revision: commit of the Hub, `None` for a local folder.
@@ -175,12 +180,23 @@ class FrozenBackbone:
 def weights_fingerprint(model: nn.Module) -> str:
     """Hash of a model's class, config and weights."""
     digest = xxhash.xxh3_128(type(model).__name__.encode())
-    config = model.config.to_dict()
-    digest.update(repr(sorted((key, config[key]) for key in config.keys() - _NOT_COMPUTED_WITH)).encode())
+    adapters = getattr(model, "peft_config", {})
+    configs = [_computed_with(config.to_dict()) for config in (model.config, *adapters.values())]
+    active = model.active_adapters if adapters else []
+    described = json.dumps(
+        [configs, list(adapters), active],
+        sort_keys=True,
+        default=lambda value: sorted(value) if isinstance(value, set) else str(value),
+    )
+    digest.update(described.encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def _computed_with(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in _NOT_COMPUTED_WITH}
 
 
 def _dtype(precision: str, device: torch.device) -> torch.dtype:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data import LabelColumnError
+from ..data import EmptyDatasetError, LabelColumnError
 from ..data.columns import check_column, find_label_column
 from .splits import Split
 from .task import Task
@@ -57,10 +57,9 @@ def read_labels(
         LabelColumnError: an image without a label, a label out of range, or no class of the training split.
         MissingColumnError: no such column, or several candidates.
     """
-    if column is None or label_map is None and not _is_text(dataset, column):
-        column = find_label_column(dataset, column)
-    else:
-        check_column(dataset.features, column, "target_column")
+    column = _label_column(dataset, column)
+    if label_map is None and not _is_text(dataset, column):
+        find_label_column(dataset, column)  # raises unless it holds integers
     stored = dataset.select_columns([column]).with_format("arrow")[:][column]
     if stored.null_count:
         first = stored.to_pylist().index(None)
@@ -68,6 +67,8 @@ def read_labels(
             f"{what}: {stored.null_count} of {len(stored)} images have no label (column {column!r}, the first is "
             f"image {first}). Leave them out, e.g. by dataset.filter."
         )
+    if not len(stored):
+        raise EmptyDatasetError(f"{what} is empty; expected at least one image.")
     values = stored.to_pylist()
     names = getattr(dataset.features[column], "names", None)
     if label_map is not None:
@@ -92,8 +93,9 @@ def read_labels(
             f"{column!r}); expected 0 to {count - 1}. Splits with hidden labels hold -1: name another split, or set "
             "num_labels."
         )
-    named = names is not None and len(names) == count
-    return Labels(torch.from_numpy(labels), tuple(names) if named else tuple(map(str, range(count))), named)
+    numbers = tuple(map(str, range(count)))
+    names = tuple(names or ())[:count]
+    return Labels(torch.from_numpy(labels), names + numbers[len(names) :], named=bool(names))
 
 
 def read_split_labels(task: Task, train: Split, test: Split) -> tuple[Labels, Labels]:
@@ -104,15 +106,25 @@ def read_split_labels(task: Task, train: Split, test: Split) -> tuple[Labels, La
     return labels, read_labels(test.dataset, test.target_column, like=labels, what=what, **options)
 
 
+def _label_column(dataset: datasets.Dataset, column: str | None) -> str:
+    """The column named, else the only `ClassLabel`, else "label" or "labels", which may hold text."""
+    if column is not None:
+        check_column(dataset.features, column, "target_column")
+        return column
+    texts = [name for name in ("label", "labels") if name in dataset.features and _is_text(dataset, name)]
+    return texts[0] if len(texts) == 1 else find_label_column(dataset)
+
+
 def _is_text(dataset: datasets.Dataset, column: str) -> bool:
     feature = dataset.features.get(column)
     return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
 
 
 def _looked_up(table: Mapping[Any, int], value: Any, index: int, column: str, what: str) -> int:
-    if value not in table:
+    key = value if value in table else str(value)  # a map from JSON has text for numbers
+    if key not in table:
         raise LabelColumnError(
             f"{what}: image {index} has the label {value!r} (column {column!r}), which is no class of the training "
             f"images or of label_map ({', '.join(map(repr, list(table)[:5]))}, …)."
         )
-    return table[value]
+    return table[key]

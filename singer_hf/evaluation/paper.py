@@ -70,17 +70,18 @@ TABLE_1: dict[str, dict[str, dict[str, float]]] = {
 
 
 def by_model(results: Sequence[EvaluationResult]) -> dict[str, dict[str, EvaluationResult]]:
-    """Model -> task -> result. Where a model was evaluated by several protocols, each is a model of its own.
+    """Model -> task -> result. One model in several ways, by protocol, layer, pooling or weights, is several models.
 
     Raises:
-        ValueError: two results of one model, protocol and task.
+        ValueError: two results of one model, in one way, on one task.
     """
-    protocols = {result.protocol["name"] for result in results}
+    ways = [_way(result) for result in results]
     table: dict[str, dict[str, EvaluationResult]] = {}
-    for result in results:
-        model = result.model["name"]
-        if len(protocols) > 1:
-            model += f" ({result.protocol['name']})"
+    for result, way in zip(results, ways, strict=True):
+        name = result.model["name"]
+        of_model = [other for one, other in zip(results, ways, strict=True) if one.model["name"] == name]
+        differing = [value for key, value in way.items() if len({other[key] for other in of_model}) > 1]
+        model = f"{name} ({', '.join(differing)})" if differing else name
         tasks = table.setdefault(model, {})
         if result.task["name"] in tasks:
             raise ValueError(
@@ -88,6 +89,16 @@ def by_model(results: Sequence[EvaluationResult]) -> dict[str, dict[str, Evaluat
             )
         tasks[result.task["name"]] = result
     return table
+
+
+def _way(result: EvaluationResult) -> dict[str, str]:
+    model = result.model
+    return {
+        "protocol": result.protocol["name"],
+        "layer": f"block {model.get('layer')}",
+        "pooling": str(model.get("pooling")),
+        "weights": f"weights {str(model.get('fingerprint'))[:8]}",
+    }
 
 
 def paper_columns(results: dict[str, EvaluationResult]) -> dict[str, float]:

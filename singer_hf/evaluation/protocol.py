@@ -73,6 +73,8 @@ class Protocol:
         _require(self.pixels is None or self.pixels >= 1, "pixels must be at least 1", self.pixels)
         low, high = self.crop_scale
         _require(0 < low <= high <= 1, "crop_scale must be shares of the area in (0, 1]", self.crop_scale)
+        narrow, wide = self.crop_ratio
+        _require(0 < narrow <= wide, "crop_ratio must be positive, the least first", self.crop_ratio)
         if self.selection == "best_epoch_on_test" and len(self.grid()) > 1:
             raise ValueError(
                 f"The {self.name} protocol takes the best epoch of one head on the test images, but the grid has "
@@ -113,7 +115,7 @@ _PAPER = Protocol(
 _DEFAULT = Protocol(
     name="default",
     learning_rates=(0.03, 0.1, 0.3, 1.0),
-    weight_decays=(1e-5, 1e-4, 1e-3, 1e-2),
+    weight_decays=(1e-4, 1e-3, 1e-2),
     epochs=(10, 30),
     momentum=0.9,
     batch_size=1024,

@@ -79,16 +79,14 @@ def find_results(paths: list[str | Path]) -> list[EvaluationResult]:
     """Results from files, and from all result files in folders and below.
 
     Raises:
-        ResultError: nothing there; or a file that was named is none.
+        ResultError: nothing there; a file that was named is none; a result that is damaged.
     """
     results = []
     for path in map(Path, paths):
         if path.is_dir():
             for file in sorted(path.rglob("*.json")):
-                try:
+                if b'"main_score"' in file.read_bytes():  # other JSON files may lie there: configurations, metrics
                     results.append(EvaluationResult.load(file))
-                except ResultError:  # other JSON files may lie there: configurations, metrics
-                    continue
         else:
             results.append(EvaluationResult.load(path))
     if not results:

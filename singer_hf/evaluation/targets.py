@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..data import DataError
-from ..data.images import read_cell
+from ..data.images import read_cell, truncated_images_refused
 
 IGNORE = -1
 """Index, in a mask of ours, of pixels that count for nothing."""
@@ -42,9 +42,14 @@ def read_map(cell: Any, where: str) -> np.ndarray:
         try:
             source = read_cell(cell, where)
             image = source if isinstance(source, Image.Image) else Image.open(BytesIO(source["bytes"]))
-            values = np.asarray(image)
+            with truncated_images_refused():
+                values = np.asarray(image)
+            if values.ndim == 3:
+                raise ValueError(f"it has {values.shape[2]} channels (mode {image.mode}); expected one")
+        except MemoryError:
+            raise
         except Exception as error:  # PIL's plugins raise many kinds
-            raise AnnotationError(f"{where}: its annotation cannot be read: {error}") from error
+            raise AnnotationError(f"{where}: its annotation cannot be read: {error}.") from error
     else:
         try:
             values = np.asarray(cell)

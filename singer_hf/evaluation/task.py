@@ -76,12 +76,13 @@ class Task:
     def __post_init__(self):
         if self.kind not in KINDS:
             raise TaskError(f"Task {self.name!r} is of kind {self.kind!r}; expected one of {', '.join(KINDS)}.")
+        self._check_types()
         if not self.name or "/" in self.name:
             raise TaskError(f"A task's name becomes a file's name; got {self.name!r}.")
         if self.kind == "segmentation" and not self.num_labels:
             raise TaskError(f"Task {self.name!r} is a segmentation: set num_labels, its number of classes.")
-        if self.num_labels is not None and self.num_labels < 2:
-            raise TaskError(f"Task {self.name!r} has num_labels = {self.num_labels}; expected at least 2.")
+        if self.num_labels is not None and not 2 <= self.num_labels <= _MOST_LABELS:
+            raise TaskError(f"Task {self.name!r} has num_labels = {self.num_labels}; expected 2 to {_MOST_LABELS:,}.")
         if self.depth_scale <= 0 or self.max_depth <= 0:
             raise TaskError(f"Task {self.name!r}: depth_scale and max_depth must be positive.")
         if not 0 < self.test_fraction < 1:
@@ -95,6 +96,18 @@ class Task:
         if self.label_map is not None and self.head_of is None and self.num_labels is None:
             raise TaskError(f"Task {self.name!r} maps its labels: set num_labels, the number of classes they map to.")
 
+    def _check_types(self) -> None:
+        """A YAML file may hold anything."""
+        for kind, names in _TYPES.items():
+            for name in names:
+                value = getattr(self, name)
+                fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+                if value is not None and not fits:
+                    expected = {str: "text", bool: "true or false", int: "a whole number"}.get(kind, "a number")
+                    raise TaskError(f"Task {self.name!r}: {name} is {value!r}; expected {expected}.")
+        if isinstance(self.label_map, Mapping) and not all(type(label) is int for label in self.label_map.values()):
+            raise TaskError(f"Task {self.name!r}: label_map maps stored labels to classes, which are whole numbers.")
+
     def with_options(self, **options: Any) -> Task:
         """A copy with these fields."""
         return replace(self, **options)
@@ -103,6 +116,16 @@ class Task:
         """`label_map` as a map."""
         return LABEL_MAPS[self.label_map]() if isinstance(self.label_map, str) else self.label_map
 
+
+_TYPES: dict[Any, tuple[str, ...]] = {
+    str: ("name", "dataset", "config_name", "revision", "train_split", "test_split", "test_dataset", "head_of")
+    + ("paper_test_split", "image_column", "target_column", "paper_column", "description"),
+    int: ("num_labels", "ignore_label"),
+    bool: ("reduce_labels",),
+    (int, float): ("test_fraction", "depth_scale", "max_depth"),
+}
+_MOST_LABELS = 32_767
+"""Masks are kept as int16."""
 
 TASKS: dict[str, Task] = {}
 """Name -> task."""
@@ -121,7 +144,7 @@ def resolve_tasks(names: Sequence[str]) -> list[Task]:
     """Tasks from names, groups and YAML or JSON files, each once, a head's task in front of those that reuse it.
 
     Raises:
-        TaskError: neither a name nor a group nor a file; or a file that does not describe a task.
+        TaskError: neither a name nor a group nor a file; a file that does not describe a task; two tasks of one name.
     """
     found: dict[str, Task] = {}
     for name in names:
@@ -144,7 +167,8 @@ def resolve_tasks(names: Sequence[str]) -> list[Task]:
                         "that trains it first."
                     )
                 found[task.head_of] = TASKS[task.head_of]
-            found.setdefault(task.name, task)
+            if found.setdefault(task.name, task) != task:
+                raise TaskError(f"Two tasks are called {task.name!r}: give the one in a file another name.")
     return list(found.values())
 
 

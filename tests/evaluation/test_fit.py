@@ -205,13 +205,11 @@ class SometimesUndefined(ClassificationProbe):
         return metric
 
 
-@pytest.mark.xfail(strict=True, reason="a first score that is not a number stays the best: nothing is greater than it")
 def test_a_score_that_is_no_number_is_never_the_best():
     found = fit(DEFAULT, probe=SometimesUndefined(CLASSES))
     assert found.config != DEFAULT.grid()[0]
 
 
-@pytest.mark.xfail(strict=True, reason="the head trained again on all images is not checked to be finite")
 def test_a_head_that_diverges_when_trained_again_is_an_error():
     features, targets = blobs(150, CLASSES)
     train = pooled_data(features, targets)

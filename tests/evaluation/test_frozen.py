@@ -143,14 +143,7 @@ def test_the_fingerprint_changes_with_one_weight(family):
     assert weights_fingerprint(model) != before
 
 
-NESTED_ORDER = pytest.mark.xfail(
-    strict=True, reason="the order of a config's nested entries (timm's model_args) is part of the fingerprint"
-)
-
-
-@pytest.mark.parametrize(
-    "family", [pytest.param(name, marks=NESTED_ORDER) if name.startswith("timm") else name for name in FAMILIES]
-)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_fingerprint_is_the_same_out_of_a_folder(family, tmp_path):
     model = tiny_model(family)
     model.save_pretrained(tmp_path)
@@ -188,11 +181,6 @@ def test_a_refined_teacher_has_a_fingerprint_and_features_of_its_own():
     assert not torch.allclose(adapted.pooled(pixels), features)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the fingerprint of a PEFT model leaves out its adapters' configuration: another lora_alpha gives other "
-    "features under the same key of the cache",
-)
 def test_the_scale_of_an_adapter_changes_the_fingerprint():
     teacher, pixels = tiny_vit(), some_pixels()
     found = []

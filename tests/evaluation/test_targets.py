@@ -79,7 +79,6 @@ def test_an_annotation_that_cannot_be_read(cell):
         read_map(cell, "Image 7")
 
 
-@pytest.mark.xfail(strict=True, reason="half a mask decodes where another library set PIL's LOAD_TRUNCATED_IMAGES")
 def test_a_mask_that_was_cut_is_refused_whatever_other_libraries_set(monkeypatch):
     whole = png(Image.fromarray(np.random.default_rng(0).integers(0, 99, (64, 64), dtype=np.uint8)))
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
@@ -102,7 +101,7 @@ def test_a_mask_that_was_cut_is_refused_whatever_other_libraries_set(monkeypatch
     ids=["RGB", "encoded RGB", "LA", "3hw", "flat", "number", "text", "complex"],
 )
 def test_what_is_not_one_channel_of_numbers_is_refused(cell):
-    with pytest.raises(AnnotationError, match="Image 7: its annotation has shape .*expected one channel"):
+    with pytest.raises(AnnotationError, match="Image 7: its annotation .*expected one"):
         read_map(cell, "Image 7")
 
 

@@ -128,8 +128,8 @@ def test_an_unknown_name(name):
         ("kind: [depth\n", "cannot be read as YAML or JSON"),
         ("dataset: some/birds\n", "does not describe a task: .*kind"),
         ("kind: detection\n", "of kind 'detection'; expected one of classification, segmentation, depth"),
-        ("kind: segmentation\nnum_labels: many\n", "does not describe a task"),
-        ("kind: depth\nmax_depth: deep\n", "does not describe a task"),
+        ("kind: segmentation\nnum_labels: many\n", "num_labels is 'many'; expected a whole number"),
+        ("kind: depth\nmax_depth: deep\n", "max_depth is 'deep'; expected a number"),
         ("kind: depth\n1: 2\n", "unknown fields: 1"),
     ],
 )
@@ -162,7 +162,6 @@ def test_a_file_may_reuse_the_head_of_another_file(tmp_path):
     assert names(resolve_tasks([birds, owls])) == ["birds", "owls"]
 
 
-@pytest.mark.xfail(strict=True, reason="of two tasks of one name the second is left out without a word")
 def test_two_tasks_of_one_name_are_refused(tmp_path):
     path = file_of(tmp_path, "pets.yaml", kind="classification", dataset="my/pets")
     with pytest.raises(TaskError, match="pets"):
@@ -185,7 +184,7 @@ def test_a_registered_task_is_found_by_name_and_replaced_under_the_same(registry
         ({"name": ""}, "becomes a file's name"),
         ({"name": "a/b"}, "becomes a file's name; got 'a/b'"),
         ({"kind": "segmentation"}, "set num_labels"),
-        ({"num_labels": 1}, "num_labels = 1; expected at least 2"),
+        ({"num_labels": 1}, "num_labels = 1; expected 2 to"),
         ({"num_labels": 0}, "num_labels = 0"),
         ({"kind": "depth", "depth_scale": 0.0}, "must be positive"),
         ({"kind": "depth", "max_depth": -1.0}, "must be positive"),
