@@ -12,6 +12,7 @@ are outliers.
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 import time
@@ -21,10 +22,12 @@ from typing import Any, Literal, Optional
 
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from singer_hf import load_vision_model, vision_backbone
+from singer_hf.checkpoint import ADAPTER_FOLDER, OBJECTIVE_FILE
 from singer_hf.command_line import errors_in_one_line, parse_options, setup
 from singer_hf.data import find_processor, load_images
 from singer_hf.diagnosis import (
@@ -33,6 +36,7 @@ from singer_hf.diagnosis import (
     ImageBatches,
     ModelInput,
     OutlierRule,
+    StudentFit,
     adapter_refinements,
     diagnose,
     refined_model,
@@ -108,7 +112,11 @@ class DiagnoseArguments:
         default=1.0, metadata={"help": "ω: how much the training-free refinement leaves other patches alone (1)."}
     )
     perturbation_images: int = field(
-        default=64, metadata={"help": "Images for the perturbation of real blocks (Table 8); 0 leaves it out."}
+        default=64,
+        metadata={
+            "help": "Images for the perturbation of real blocks (Table 8); 0 leaves it out. Above a width d "
+            "of 256 its Jacobian basis takes 4 d products, which is slow on a CPU."
+        },
     )
     perturbation_size: float = field(
         default=0.2, metadata={"help": "Norm of a perturbation relative to its patch's (0.2)."}
@@ -123,6 +131,10 @@ class DiagnoseArguments:
         for name in ("num_workers", "max_images"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+
+    @property
+    def torch_device(self) -> str:
+        return self.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
     def options(self) -> DiagnosisOptions:
         return DiagnosisOptions(
@@ -142,8 +154,7 @@ class DiagnoseArguments:
 def load_model(args: DiagnoseArguments, name: str, revision: str | None = None) -> tuple[Any, Any]:
     """A model in eval mode on the device, and its image processor."""
     model = load_vision_model(name, image_size=args.image_size, revision=revision, dtype=args.dtype)
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return model.eval().to(device), find_processor(name, model.config, revision=revision)
+    return model.eval().to(args.torch_device), find_processor(name, model.config, revision=revision)
 
 
 def load_adapter(model: Any, path: str) -> dict:
@@ -155,9 +166,26 @@ def load_adapter(model: Any, path: str) -> dict:
         carrying.unload()
 
 
-def load_parts(args: DiagnoseArguments, model: Any, model_input: ModelInput) -> tuple[dict, dict]:
-    """Refinements and students by name, from --adapter, --run and --student."""
-    refinements, students = {}, {}
+def load_fit(args: DiagnoseArguments, run: Path, targets: dict) -> StudentFit | None:
+    """The projectors of a run and the layers they join; `None` where its objective has none of that kind (ViTKD)."""
+    weights = load_file(run / OBJECTIVE_FILE)
+    layers = {int(name.split(".")[1]) for name in weights if re.fullmatch(r"projectors\.\d+\.weight", name)}
+    if not layers:
+        return None
+    projectors = {}
+    for layer in layers:
+        weight, bias = weights[f"projectors.{layer}.weight"], weights[f"projectors.{layer}.bias"]
+        projectors[layer] = torch.nn.Linear(weight.shape[1], weight.shape[0])
+        projectors[layer].load_state_dict({"weight": weight, "bias": bias})
+        projectors[layer].to(args.torch_device)
+    recorded = json.loads((run / "training_args.json").read_text(encoding="utf-8"))
+    named = (recorded.get("teacher_layers"), recorded.get("student_layers"))
+    return StudentFit(projectors, targets, dict(zip(*named, strict=True)) if all(named) else {})
+
+
+def load_parts(args: DiagnoseArguments, model: Any, model_input: ModelInput) -> tuple[dict, dict, dict]:
+    """Refinements, students, and what these were trained to, by name, from --adapter, --run and --student."""
+    refinements, students, fits = {}, {}, {}
     if args.adapter is not None:
         refinements["adapter"] = load_adapter(model, args.adapter)
     folders = args.run or []
@@ -169,9 +197,13 @@ def load_parts(args: DiagnoseArguments, model: Any, model_input: ModelInput) -> 
         student, processor = load_model(args, path)
         takes = ModelInput.of_processor(processor, args.image_size) if processor is not None else model_input
         students[name] = (student, takes)
-        if path in folders and Path(path, "adapter").exists():
-            refinements[name] = load_adapter(model, str(Path(path, "adapter")))
-    return refinements, students
+        if path not in folders:
+            continue
+        if Path(path, ADAPTER_FOLDER).exists():
+            refinements[name] = load_adapter(model, str(Path(path, ADAPTER_FOLDER)))
+        if Path(path, OBJECTIVE_FILE).exists():
+            fits[name] = load_fit(args, Path(path), refinements.get(name, {}))
+    return refinements, students, {name: fit for name, fit in fits.items() if fit is not None}
 
 
 def _names(args: DiagnoseArguments) -> list[str]:
@@ -189,14 +221,14 @@ def write(args: DiagnoseArguments, found: Any, command: str, seconds: float) -> 
     result = found.summary() | {
         "config": as_json(asdict(args)),
         "versions": made_with,
-        "device": str(next(found.backbone.model.parameters()).device),
+        "device": args.torch_device,
         "seconds": seconds,
     }
     (folder / "diagnosis.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
     sections = report_sections(found, result)
     for section in sections:
         for picture in section.pictures:
-            (folder / f"{picture.name}.png").write_bytes(picture.png())
+            (folder / f"{picture.name}.png").write_bytes(picture.png)
     html = render_report(
         f"Diagnosis of {args.model}",
         found.recommendation.sentence,
@@ -250,11 +282,13 @@ def run(argv: list[str]) -> None:
             image_column=args.image_column,
             batch_size=args.batch_size,
             num_workers=args.num_workers,
-            device=next(model.parameters()).device,
+            device=args.torch_device,
             skip_corrupt_images=args.skip_corrupt_images,
         )
-        refinements, students = load_parts(args, model, model_input)
-        found = diagnose(model, batches, refinements=refinements, students=students, options=options, report=print)
+        refinements, students, fits = load_parts(args, model, model_input)
+        found = diagnose(
+            model, batches, refinements=refinements, students=students, fits=fits, options=options, report=print
+        )
     command = shlex.join(["python", "examples/diagnose.py", *argv])
     write(args, found, command, time.perf_counter() - start)
     print(f"\n{found.recommendation.sentence}\n\nReport, numbers and pictures: {args.output_dir}")

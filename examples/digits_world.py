@@ -80,8 +80,8 @@ def train_teacher(
     Returns:
         The teacher in eval mode, its image processor, and a report: test accuracy `accuracy_trained`,
         `accuracy_planted` and `accuracy_tuned`; with `plant`, `planted_block`, `planted_unit`, and `fired_share` and
-        `background_precision` of the planted detector; for each block of the untouched and of the final model `high_norm_share_before`/`_after` and
-        `largest_to_median_before`/`_after`, on the test images.
+        `background_precision` of the planted detector; for each block of the untouched and of the final model
+        `high_norm_share_before`/`_after` and `largest_to_median_before`/`_after`, on the test images.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

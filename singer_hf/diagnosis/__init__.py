@@ -15,7 +15,7 @@ from .refinement import Refinement, adapter_refinements, energy_shares, initial_
 from .report import Picture, Section, render_report
 from .run import CLOSED_FORM, CLOSED_FORM_FREE, INITIAL, Diagnosis, DiagnosisOptions, diagnose
 from .sections import report_sections
-from .student import measure_student
+from .student import StudentFit, measure_student
 from .teacher import LayerDiagnosis, TeacherDiagnosis, diagnose_teacher
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "Recommendation",
     "Refinement",
     "Section",
+    "StudentFit",
     "TeacherDiagnosis",
     "adapter_refinements",
     "diagnose",

@@ -23,7 +23,8 @@ from ..backbones import VisionBackbone
 from ..losses import full_precision, patch_norms
 from ..nullspace import initial_basis
 from .refinement import Refinement
-from .teacher import TeacherDiagnosis, Walk
+from .teacher import TeacherDiagnosis
+from .walk import Walk
 
 
 def suppression(outliers: Tensor, others: Tensor, weight: float = 1.0) -> Tensor:

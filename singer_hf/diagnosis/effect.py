@@ -13,10 +13,12 @@ from torch import Tensor
 from ..backbones import VisionBackbone
 from ..losses import full_precision, gram_distance, patch_norms
 from ..nullspace import surrogate_layer
+from .gradient_share import RunningShare
 from .outliers import find_outliers
 from .refinement import Refinement, energy_shares
 from .statistics import LogHistogram, Moments
-from .teacher import TeacherDiagnosis, Walk
+from .teacher import TeacherDiagnosis
+from .walk import Walk
 
 
 def patch_cosine(patches: Tensor, other: Tensor) -> Tensor:
@@ -41,7 +43,7 @@ class RefinementEffect:
         self.cosine_outliers, self.cosine_others = Moments(), Moments()
         self.gram, self.gram_next = LogHistogram(), LogHistogram()
         self.outliers_before, self.outliers_after = Moments(), Moments()
-        self.squares = torch.zeros(2, dtype=torch.float64)  # Σ_O‖F̂‖², Σ‖F̂‖²
+        self.loss_share_after = RunningShare()
 
     def add(self, patches: Tensor, next_outputs: tuple[Tensor, Tensor] | None) -> None:
         """A batch.
@@ -59,7 +61,7 @@ class RefinementEffect:
         self.peak_after.add(after.amax(dim=1) / after.median(dim=1).values)
         self.outliers_before.add(before[outliers])
         self.outliers_after.add(after[outliers])
-        self.squares += torch.stack([after[outliers].double().square().sum(), after.double().square().sum()]).cpu()
+        self.loss_share_after.add(after.square(), outliers)
         cosine = patch_cosine(patches, refined)
         self.cosine.add(cosine.mean(dim=1))
         self.cosine_outliers.add(cosine[outliers])
@@ -86,7 +88,7 @@ class RefinementEffect:
             "mean_norm_of_outliers": _pair(self.outliers_before, self.outliers_after),
             "loss_share_of_outliers": {
                 "before": getattr(diagnosis.layers[self.layer].traits, "loss_share", 0.0),
-                "after": (self.squares[0] / self.squares[1]).item(),
+                "after": self.loss_share_after.value,
             },
             "cosine": self.cosine.summary(),
             "cosine_of_outliers": _mean(self.cosine_outliers),

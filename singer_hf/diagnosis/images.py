@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..data import (
     DistillationDataset,
@@ -85,7 +85,7 @@ class ImageBatches:
     def pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
         """(teacher's, student's) normalised pixels of each batch, (B, 3, H, W) each."""
         student = self.student or self.teacher
-        for own, other in self._raw_pairs():
+        for own, other in self._raw_pairs(self._views):
             own, other = own.to(self.device), other.to(self.device)
             yield self.teacher.normalization(own), student.normalization(other)
 
@@ -95,9 +95,12 @@ class ImageBatches:
             yield pixels
 
     def sample(self, count: int) -> ImageSample:
-        """The first `count` images (all, where there are fewer), in memory as uint8."""
+        """`count` images, evenly spaced (of a stream the first; all, where there are fewer), in memory as uint8."""
+        views = self._views
+        if not isinstance(views, StreamingDistillationDataset) and len(views) > count:
+            views = Subset(views, [index * len(views) // count for index in range(count)])
         teacher, student, seen = [], [], 0
-        for own, other in self._raw_pairs():
+        for own, other in self._raw_pairs(views):
             teacher.append(own)
             student.append(other)
             seen += len(own)
@@ -105,9 +108,9 @@ class ImageBatches:
                 break
         return ImageSample(torch.cat(teacher)[:count], torch.cat(student)[:count], self.teacher, self.student)
 
-    def _raw_pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def _raw_pairs(self, views: Dataset) -> Iterator[tuple[Tensor, Tensor]]:
         """uint8 pixels of both models' views."""
-        for batch in DataLoader(self._views, batch_size=self.batch_size, num_workers=self.num_workers):
+        for batch in DataLoader(views, batch_size=self.batch_size, num_workers=self.num_workers):
             if self.skip_corrupt_images and not isinstance(self._views, StreamingDistillationDataset):
                 batch = {name: values[~batch["corrupt"]] for name, values in batch.items()}  # stand-ins
             if len(batch["pixel_values"]):

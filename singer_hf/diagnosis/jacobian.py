@@ -38,7 +38,7 @@ def token_jacobians(
         output = backbone.run_block(block, changed[None], block_inputs, adapters=False)[0]
         return (output * place[:, None]).sum(dim=0) - token
 
-    own = hidden[torch.arange(len(hidden)), tokens]
+    own = hidden[torch.arange(len(hidden), device=hidden.device), tokens]
     # torch.func has no batching rule for fused attention (torch 2.14); the plain one is the same function.
     with sdpa_kernel(SDPBackend.MATH):
         jacobian = torch.func.vmap(torch.func.jacrev(update))(own, hidden, tokens)

@@ -52,8 +52,8 @@ class NormGain:
     def add_block(self, layer: int, before: Tensor, after: Tensor) -> None:
         """Adds a block's attention and feed-forward, from its input and output (B, N, d), run just before."""
         start, middle, end = (self._norms(hidden) for hidden in (before, self._middle[layer], after))
-        self.ratios[layer]["attention"].add(middle / start)
-        self.ratios[layer]["feed_forward"].add(end / middle)
+        self.ratios[layer]["attention"].add(_gain(middle, start))
+        self.ratios[layer]["feed_forward"].add(_gain(end, middle))
         self._middle[layer] = None
 
     def pooled(self, layers: Sequence[int] | None = None) -> dict[str, LogHistogram]:
@@ -75,9 +75,14 @@ class NormGain:
 
     def _on_linear(self, layer: int, name: str, select):
         def hook(module, args, output):
-            self.ratios[layer][name].add(self._norms(select(output)) / self._norms(args[0]))
+            self.ratios[layer][name].add(_gain(self._norms(select(output)), self._norms(args[0])))
 
         return hook
+
+
+def _gain(output: Tensor, source: Tensor) -> Tensor:
+    """Ratios of norms, without those of tokens that are zero in front of the part."""
+    return output[source > 0] / source[source > 0]
 
 
 def gain_table(histograms: dict[str, LogHistogram]) -> dict[str, dict[str, float]]:

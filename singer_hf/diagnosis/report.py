@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from io import BytesIO
 from typing import TYPE_CHECKING
 
-from .tables import Table
+from .table import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,8 +29,9 @@ class Picture:
     figure: Figure
     caption: str
 
+    @cached_property
     def png(self) -> bytes:
-        """The picture at 1.6 times the figure's size, sharp on dense screens."""
+        """The picture at 1.6 times the figure's size, sharp on dense screens; drawn once."""
         buffer = BytesIO()
         self.figure.savefig(buffer, format="png", dpi=160)
         return buffer.getvalue()
@@ -71,6 +73,6 @@ def render_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["base64"] = lambda picture: base64.b64encode(picture.png()).decode("ascii")
+    environment.filters["base64"] = lambda picture: base64.b64encode(picture.png).decode("ascii")
     template = environment.get_template("report.html")
     return template.render(title=title, sentence=sentence, sections=sections, facts=facts, verdict=verdict)

@@ -20,7 +20,7 @@ from .perturbation import measure_perturbations
 from .recommend import Recommendation, recommend
 from .refinement import Refinement, initial_refinements
 from .statistics import as_json
-from .student import measure_student
+from .student import StudentFit, measure_student
 from .teacher import TeacherDiagnosis, diagnose_teacher
 
 INITIAL, CLOSED_FORM, CLOSED_FORM_FREE = "untrained (F N Nᵀ)", "closed form", "closed form, all directions"
@@ -113,6 +113,7 @@ def diagnose(
     *,
     refinements: Mapping[str, Mapping[int, Refinement]] | None = None,
     students: Mapping[str, tuple[nn.Module, ModelInput]] | None = None,
+    fits: Mapping[str, StudentFit] | None = None,
     options: DiagnosisOptions | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> Diagnosis:
@@ -126,6 +127,7 @@ def diagnose(
         images: the dataset.
         refinements: of trained adapters, name -> layer -> refinement.
         students: name -> (student, what it takes).
+        fits: name of a student -> what it was trained to.
         options: see [`DiagnosisOptions`].
         report: called with a line before each stage.
 
@@ -176,10 +178,11 @@ def diagnose(
             vision_backbone(student),
             layers,
             own.pairs(),
-            rule=options.rule,
+            diagnosis=found,
             refinements=trained.get(name, main),
+            fit=(fits or {}).get(name),
         )
-        samples[name] = own.sample(max(shown) + 1).select(shown)
+        samples[name] = own.sample(len(sample)).select(shown)
     perturbations = {}
     if options.perturbation_images:
         report("Perturbations in null directions")

@@ -35,7 +35,7 @@ def report_sections(diagnosis: Diagnosis, result: dict[str, Any]) -> list[Sectio
         sections.append(_students(diagnosis, result))
     sections.append(_similarity(diagnosis))
     if result["perturbations"]:
-        sections.append(Section("Which directions a block notices", tables=[tables.table_8(result)]))
+        sections.append(_perturbations(result))
     return sections
 
 
@@ -62,7 +62,9 @@ def _teacher(diagnosis: Diagnosis, result: dict[str, Any]) -> Section:
             "Patch norms of some blocks, on logarithmic axes; outliers in orange, beyond the threshold τ.",
         ),
         Picture(
-            "norm_maps", _norm_maps(diagnosis, closely), "Patch norms on images, relative to each block's median."
+            "norm_maps",
+            _norm_maps(diagnosis, closely),
+            "Patch norms relative to each block's median, on the images of the sample that have most outliers.",
         ),
     ]
     all_tables = [tables.layer_table(result)]
@@ -130,19 +132,35 @@ def closed_form_sentences(result: dict[str, Any]) -> list[str]:
             f"Block {layer['layer']}: within the null basis of rank {layer['rank']} the closed form takes "
             f"{1 - after / before:.0%} off the mean norm of outliers; {judgement}."
         )
-        others = [name for name in result["refinements"] if name not in (INITIAL, CLOSED_FORM)]
-        for name in others:
+        compared = []
+        for name in result["refinements"]:
             other = _of_layer(result, name, layer["layer"])
-            if other is not None:
-                taken = other["mean_norm_of_outliers"]["after"] / before - 1
-                sentence += f" {name}: {taken:+.0%}, at a cosine to the unrefined others of "
-                sentence += f"{other['cosine_of_others']:.3f}."
+            if name not in (INITIAL, CLOSED_FORM) and other is not None:
+                taken = 1 - other["mean_norm_of_outliers"]["after"] / before
+                compared.append(f"{name} takes {taken:.0%} off ({other['cosine_of_others']:.3f})")
+        if compared:
+            sentence += (
+                f" For comparison, with the cosine of other patches to what they were in brackets "
+                f"({layer['cosine_of_others']:.3f} for the closed form): {'; '.join(compared)}."
+            )
         sentences.append(sentence)
     return sentences
 
 
 def _students(diagnosis: Diagnosis, result: dict[str, Any]) -> Section:
-    return Section("Students", (), [tables.table_2(result)])
+    text = []
+    for name, layers in result["students"].items():
+        last = layers[-1]
+        share = last["remaining_loss_on_outliers"]
+        remaining = (
+            "" if share is None else f"; {share:.0%} of what is left of its loss falls on the teacher's outliers"
+        )
+        verdict = last["outliers"]["verdict"]
+        norms = "no artifacts of its own" if verdict == "none" else f"{verdict} of its own"
+        text.append(
+            f"{name}: {norms} in its last block (largest over median norm {last['peak_to_median']:.2f}){remaining}."
+        )
+    return Section("Students", text, [tables.table_2(result)])
 
 
 def _similarity(diagnosis: Diagnosis) -> Section:
@@ -154,6 +172,18 @@ def _similarity(diagnosis: Diagnosis) -> Section:
         "them."
     ]
     return Section("What a patch is similar to (Figures 2 and 4)", text, (), [picture])
+
+
+def _perturbations(result: dict[str, Any]) -> Section:
+    text = []
+    for layer, of in result["perturbations"].items():
+        order = sorted(of, key=lambda basis: of[basis]["update_l2"])
+        text.append(
+            f"Block {int(layer) + 1}: what it adds to the stream changes least under perturbations in the basis "
+            f'"{order[0]}" ({of[order[0]]["update_l2"]:.3f} of a typical update), most in "{order[-1]}" '
+            f"({of[order[-1]]['update_l2']:.3f})."
+        )
+    return Section("Which directions a block notices", text, [tables.table_8(result)])
 
 
 # -- pictures of the sample -------------------------------------------------------------------------------------------

@@ -55,6 +55,11 @@ class Moments:
         values = values.detach().flatten().cpu().double()
         if values.numel() == 0:
             return
+        if not torch.isfinite(values).all():
+            raise ValueError(
+                "A statistic got NaN or infinite values: load the model in float32 or bfloat16, or look at its "
+                "weights and at the images."
+            )
         other = Moments()
         other.count, other._mean = values.numel(), values.mean().item()
         other._squares = (values - other._mean).square().sum().item()

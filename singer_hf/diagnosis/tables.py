@@ -2,28 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
+from .table import Table, beside, change, fixed, number, percent, spread
+
 PAPER = "paper, ViT-L"
-
-
-@dataclass(frozen=True)
-class Table:
-    """Text cells; the first column names the row.
-
-    Args:
-        title: such as "Norms of every block".
-        columns: heads.
-        rows: one list of cells a row.
-        note: what the columns mean.
-    """
-
-    title: str
-    columns: list[str]
-    rows: list[list[str]]
-    note: str = ""
 
 
 def layer_table(result: dict[str, Any]) -> Table:
@@ -35,15 +18,15 @@ def layer_table(result: dict[str, Any]) -> Table:
         rows.append(
             [
                 str(layer["layer"]),
-                _number(norms["median"]),
-                _number(norms["p99"]),
-                _number(norms["largest"]),
-                _number(layer["peak_to_median"], 2),
-                _number(outliers["threshold"]),
-                _percent(outliers["share"], 2),
-                _number(outliers["ratio"], 2) if marked else "–",
-                _percent(traits["gradient_share"]) if marked else "–",
-                _percent(traits["loss_share"]) if marked else "–",
+                number(norms["median"]),
+                number(norms["p99"]),
+                number(norms["largest"]),
+                number(layer["peak_to_median"], 2),
+                number(outliers["threshold"]),
+                percent(outliers["share"], 2),
+                number(outliers["ratio"], 2) if marked else "–",
+                percent(traits["gradient_share"]) if marked else "–",
+                percent(traits["loss_share"]) if marked else "–",
                 outliers["verdict"],
             ]
         )
@@ -80,11 +63,11 @@ def traits_table(result: dict[str, Any]) -> Table:
         rows.append(
             [
                 str(layer["layer"]),
-                f"{_percent(traits['border_share'])} ({_percent(traits['border_expected'])})",
-                f"{_percent(traits['background_share'])} (25 %)",
+                f"{percent(traits['border_share'])} ({percent(traits['border_expected'])})",
+                f"{percent(traits['background_share'])} (25 %)",
                 f"{traits['variance_rank']:.2f} (0.50)",
-                _beside(traits["input_cosine"], traits["input_cosine_others"]),
-                _beside(traits["output_cosine"], traits["output_cosine_others"]),
+                beside(traits["input_cosine"], traits["input_cosine_others"]),
+                beside(traits["output_cosine"], traits["output_cosine_others"]),
             ]
         )
     return Table(
@@ -101,18 +84,26 @@ def traits_table(result: dict[str, Any]) -> Table:
 def table_2(result: dict[str, Any]) -> Table:
     """Teacher–student similarity (Table 2), of the last block."""
     rows = [
-        [name, f"{last['gram_distance_per_patch']:.3f}", f"{last['cka']:.3f}", f"{last['peak_to_median']:.2f}"]
+        [
+            name,
+            f"{last['gram_distance_per_patch']:.3f}",
+            f"{last['cka']:.3f}",
+            f"{last['peak_to_median']:.2f}",
+            percent(last["remaining_loss_on_outliers"]),
+        ]
         for name, layers in result["students"].items()
         for last in layers[-1:]
     ]
     paper = [("FitNet", 0.237, 0.732), ("ViTKD", 0.520, 0.745), ("SiNGER", 0.130, 0.660)]
-    rows += [[f"{name} ({PAPER} → ViT-T)", f"{gram:.3f}", f"{cka:.3f}", "–"] for name, gram, cka in paper]
+    rows += [[f"{name} ({PAPER} → ViT-T)", f"{gram:.3f}", f"{cka:.3f}", "–", "–"] for name, gram, cka in paper]
     return Table(
         "Teacher–student similarity (Table 2)",
-        ["student", "Gram distance ↓", "CKA", "peak / median"],
+        ["student", "Gram distance ↓", "CKA", "peak / median", "remaining loss on outliers"],
         rows,
         "Last block of the student against last block of the unrefined teacher, patches alone. Gram distance: "
-        "‖G(F_T) − G(F_S)‖_F over the number of patches, mean over images. CKA: linear, over all patches.",
+        "‖G(F_T) − G(F_S)‖_F over the number of patches, mean over images. CKA: linear, over all patches. Peak / "
+        "median: of the student's own patch norms. Remaining loss: how much of what is left of the run's feature loss "
+        "falls on the teacher's outliers (against F̂_T where the run had an adapter).",
     )
 
 
@@ -124,10 +115,10 @@ def table_3(result: dict[str, Any]) -> Table:
         rows.append(
             [
                 f"{name}, block {layer['layer']}",
-                _spread(layer["cosine"], 4),
-                _spread(following, 4) if following else "–",
-                _cell(layer["cosine_of_outliers"], 3),
-                _cell(layer["cosine_of_others"], 4),
+                spread(layer["cosine"], 4),
+                spread(following, 4) if following else "–",
+                fixed(layer["cosine_of_outliers"], 3),
+                fixed(layer["cosine_of_others"], 4),
             ]
         )
     rows.append([f"trained, block 17 ({PAPER})", "0.9566 ± 0.0038", "0.9731 ± 0.0021", "–", "–"])
@@ -173,9 +164,9 @@ def table_5b(result: dict[str, Any]) -> Table:
         rows.append(
             [
                 f"F_T and F̂_T: {name}, block {layer['layer']}",
-                _spread(layer["gram_distance"], 2),
+                spread(layer["gram_distance"], 2),
                 f"{layer['gram_distance']['median']:.2f}",
-                _spread(following, 2) if following else "–",
+                spread(following, 2) if following else "–",
             ]
         )
     for name, layers in result["students"].items():
@@ -185,7 +176,7 @@ def table_5b(result: dict[str, Any]) -> Table:
                     rows.append(
                         [
                             f"{what} and student: {name}, block {layer['teacher_layer']}",
-                            _spread(layer[key], 2),
+                            spread(layer[key], 2),
                             f"{layer[key]['median']:.2f}",
                             "–",
                         ]
@@ -262,11 +253,11 @@ def effect_table(result: dict[str, Any]) -> Table:
             [
                 f"{name}, block {layer['layer']}",
                 str(layer["rank"]),
-                _change(layer["peak_to_median"], lambda v: f"{v:.2f}"),
-                _change(layer["share_above_threshold"], lambda v: _percent(v, 2)),
-                _change(layer["mean_norm_of_outliers"], _number),
-                _change(layer["loss_share_of_outliers"], _percent),
-                _change({"before": layer["norms"]["before"]["median"], "after": layer["norms"]["after"]["median"]}),
+                change(layer["peak_to_median"], lambda v: f"{v:.2f}"),
+                change(layer["share_above_threshold"], lambda v: percent(v, 2)),
+                change(layer["mean_norm_of_outliers"], number),
+                change(layer["loss_share_of_outliers"], percent),
+                change({"before": layer["norms"]["before"]["median"], "after": layer["norms"]["after"]["median"]}),
                 layer["outliers_after"]["verdict"],
             ]
         )
@@ -283,32 +274,3 @@ def _effects(result: dict[str, Any]):
     for name, layers in result["refinements"].items():
         for layer in layers:
             yield name, layer
-
-
-def _number(value: float | None, digits: int | None = None) -> str:
-    if value is None:
-        return "–"
-    if digits is None:  # three digits at least, and no exponent
-        digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
-    return f"{value:,.{digits}f}"
-
-
-def _cell(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
-def _percent(value: float | None, digits: int = 0) -> str:
-    return "–" if value is None else f"{100 * value:.{digits}f} %"
-
-
-def _beside(value: float | None, other: float | None) -> str:
-    return f"{_cell(value, 2)} ({_cell(other, 2)})"
-
-
-def _spread(summary: dict[str, float], digits: int) -> str:
-    deviation = summary["std"]
-    return f"{summary['mean']:.{digits}f}" + ("" if deviation is None else f" ± {deviation:.{digits}f}")
-
-
-def _change(pair: dict[str, float | None], show: Callable[[float | None], str] = _number) -> str:
-    return "–" if pair["before"] is None else f"{show(pair['before'])} → {show(pair['after'])}"

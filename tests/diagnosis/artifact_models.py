@@ -1,6 +1,8 @@
 """Tiny models with artifacts, and images for them."""
 
+import datasets
 import torch
+from PIL import Image
 
 from singer_hf import vision_backbone
 
@@ -10,6 +12,13 @@ def pixels(count=64, size=32, seed=0):
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(count, 3, size, size, generator=generator)
     return images * torch.rand(count, 1, size, size, generator=generator)
+
+
+def noise_dataset(count=64):
+    """The kind of images of [`pixels`] as a dataset, of a size that the test protocol only crops, to 32 pixels."""
+    levels = ((pixels(count, size=36).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    images = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in levels]
+    return datasets.Dataset.from_dict({"image": images}, features=datasets.Features({"image": datasets.Image()}))
 
 
 def with_artifacts(model, block, patch_unit=0, size=40.0):

@@ -10,7 +10,7 @@ pytest.importorskip("matplotlib")
 from matplotlib.figure import Figure  # noqa: E402
 
 from singer_hf.diagnosis import Picture, Section, render_report  # noqa: E402
-from singer_hf.diagnosis.tables import Table  # noqa: E402
+from singer_hf.diagnosis.table import Table  # noqa: E402
 
 EVIL = "<script>alert(\"x\")</script> & 'quotes'"
 

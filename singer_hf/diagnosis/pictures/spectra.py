@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from torch import Tensor
 
 from ...plots import MEDIAN_COLOR, NORMAL_COLOR, OUTLIER_COLOR, figure_class
 from ..spectrum import NULL_ENERGY, effective_nullity, null_energy
@@ -23,21 +24,24 @@ def spectra_figure(diagnosis: TeacherDiagnosis, blocks: Sequence[int], rank: int
     left, right = figure.subplots(1, 2)
     coloured = dict(zip(blocks, (NORMAL_COLOR, OUTLIER_COLOR, "#009E73", "#CC79A7"), strict=False))
     for block, spectrum in enumerate(diagnosis.spectra):
-        values = spectrum.values.numpy()
         shown = block in coloured
         style = {"color": coloured[block], "linewidth": 2} if shown else {"color": "0.8", "linewidth": 0.8}
         label = f"block {block}" if shown else ("other blocks" if block == _first_other(diagnosis, coloured) else None)
         order = 2 if shown else 1
-        left.plot(np.arange(1, len(values) + 1), _relative(values), label=label, zorder=order, **style)
-        energy = [null_energy(spectrum.values, r) for r in range(1, len(values) + 1)]
+        left.plot(
+            np.arange(1, len(spectrum.values) + 1), _relative(spectrum.values), label=label, zorder=order, **style
+        )
+        energy = [null_energy(spectrum.values, r) for r in range(1, len(spectrum.values) + 1)]
         if shown:
             label = f"block {block}: effective nullity {effective_nullity(spectrum.values)}"
-        right.plot(np.arange(1, len(values) + 1), np.maximum(energy, 1e-12), label=label, zorder=order, **style)
+        right.plot(
+            np.arange(1, len(spectrum.values) + 1), np.maximum(energy, 1e-12), label=label, zorder=order, **style
+        )
     left.axhline(1.0, color="0.6", linewidth=0.8, linestyle=":")
     left.set_xlabel("index of the singular value, largest first")
     left.set_ylabel("singular value over median")
     # Other blocks may go beyond: a planted or a massive direction would flatten all that matters.
-    left.set_ylim(0, 1.1 * max(_relative(diagnosis.spectra[block].values.numpy()).max() for block in coloured))
+    left.set_ylim(0, 1.1 * max(_relative(diagnosis.spectra[block].values).max() for block in coloured))
     left.set_title("Spectrum of the surrogate W̃", fontsize=11)
     right.axhline(NULL_ENERGY, color=MEDIAN_COLOR, linewidth=1, linestyle="--")
     right.axvline(rank, color=MEDIAN_COLOR, linewidth=1, linestyle=":")
@@ -51,7 +55,7 @@ def spectra_figure(diagnosis: TeacherDiagnosis, blocks: Sequence[int], rank: int
     right.set_yscale("log")
     right.set_ylim(1e-7, 10)
     right.set_xlabel("r")
-    right.set_ylabel("energy of the r smallest, over d·median(σ)²")
+    right.set_ylabel("energy of the r smallest σ")
     right.set_title("How null the r smallest are", fontsize=11)
     for axes in (left, right):
         axes.set_xlim(0, len(diagnosis.spectra[0].values) + 1)
@@ -60,9 +64,9 @@ def spectra_figure(diagnosis: TeacherDiagnosis, blocks: Sequence[int], rank: int
     return figure
 
 
-def _relative(values: np.ndarray) -> np.ndarray:
+def _relative(values: Tensor) -> Tensor:
     """Singular values over their median."""
-    return values / (np.median(values) or 1.0)
+    return values / (values.median().item() or 1.0)
 
 
 def _first_other(diagnosis: TeacherDiagnosis, coloured) -> int | None:
