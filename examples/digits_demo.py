@@ -3,11 +3,11 @@
 A small teacher is trained on the spot and given high-norm artifacts on purpose (see digits_world.py), distilled by
 both objectives under the same options, and all models go through the same linear probe. The output folder:
 
-    metrics.json              every number below, with options, seed, versions and commit
-    test.parquet              the test images, e.g. for examples/diagnose.py
-    patch_norms.png           the teacher's patch norms before and after refinement, and where they are in an image
-    teacher/                  the teacher with the planted artifacts
-    singer/, fitnet/          the students, each with its image processor; singer/adapter/ is the teacher's adapter
+    metrics.json                  every number below, with options, seed, versions and commit
+    train.parquet, test.parquet   the images, e.g. for examples/diagnose.py and examples/evaluate.py
+    patch_norms.png               the teacher's patch norms before and after refinement, and where in an image they are
+    teacher/                      the teacher with the planted artifacts
+    singer/, fitnet/              the students, each with its image processor; singer/adapter/: the teacher's adapter
 """
 
 from __future__ import annotations
@@ -114,7 +114,8 @@ def run_demo(script: Any, args: DistillationArguments, adapter_config: Callable)
         "seconds": time.perf_counter() - start,
     }
     if show:
-        _write(folder, metrics, panels, test)
+        train.to_parquet(folder / "train.parquet")
+            _write(folder, metrics, panels, test)
         print(_table(metrics, folder))
     return metrics
 
@@ -167,7 +168,6 @@ def _peaks(panel: NormPanel) -> dict[str, float]:
 
 def _write(folder: Path, metrics: dict[str, Any], panels: list[NormPanel], test) -> None:
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
-    test.to_parquet(folder / "test.parquet")
     if panels:
         drawn = [replace(panel, before=panel.before[:100], after=panel.after[:100]) for panel in panels]
         images = np.stack([np.asarray(image) for image in test[:3]["image"]])
