@@ -115,7 +115,8 @@ def run_demo(script: Any, args: DistillationArguments, adapter_config: Callable)
     }
     if show:
         train.to_parquet(folder / "train.parquet")
-            _write(folder, metrics, panels, test)
+        test.to_parquet(folder / "test.parquet")
+        _write(folder, metrics, panels, test)
         print(_table(metrics, folder))
     return metrics
 
