@@ -16,7 +16,7 @@ if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
 import argparse
 
 from singer_hf.command_line import errors_in_one_line, setup
-from singer_hf.evaluation import find_results
+from singer_hf.evaluation import TASKS, find_results
 from singer_hf.evaluation.paper import COLUMNS, TABLE_1, by_model, paper_table
 from singer_hf.evaluation.radar import radar_figure
 from singer_hf.evaluation.table import comparison_table, paper_table_shown
@@ -35,6 +35,9 @@ def main(argv: list[str] | None = None) -> None:
         in_paper_columns = bool(args.paper) or figures.notna().any(axis=None)
         table = paper_table_shown(figures) if in_paper_columns else comparison_table(results)
         print(table.to_string())
+        outside = [result for result in results if result.task["name"] not in TASKS]
+        if in_paper_columns and outside:
+            print(f"\nOther tasks:\n{comparison_table(outside).to_string()}")
         if args.markdown is not None:
             args.markdown.write_text(markdown(table), encoding="utf-8")
         if args.radar is not None:

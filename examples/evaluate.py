@@ -21,6 +21,8 @@ if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
 
 import logging
 import os
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from typing import Optional
@@ -28,12 +30,11 @@ from typing import Optional
 from accelerate import PartialState
 
 from singer_hf.command_line import errors_in_one_line, parse_options, setup
-from singer_hf.data import split_names
+from singer_hf.data import DataError, split_names
 from singer_hf.evaluation import (
     GROUPS,
     PROTOCOLS,
     TASKS,
-    DivergedError,
     EvaluationResult,
     Extractor,
     FrozenBackbone,
@@ -42,7 +43,7 @@ from singer_hf.evaluation import (
     resolve_tasks,
 )
 from singer_hf.evaluation.cache import DEFAULT_CACHE
-from singer_hf.evaluation.export import export_classifier
+from singer_hf.evaluation.export import ExportError, export_classifier
 from singer_hf.evaluation.frozen import POOLINGS, PRECISIONS
 from singer_hf.evaluation.table import results_table
 from singer_hf.evaluation.task import KINDS, TaskError
@@ -60,6 +61,10 @@ class EvaluationArguments:
     )
     image_processor: Optional[str] = field(
         default=None, metadata={"help": "Hub id or folder of another model's processor, for a model without one."}
+    )
+    dataset_of: Optional[list[str]] = field(
+        default=None,
+        metadata={"help": "NAME=IMAGES, for tasks among several: other images than the registry's, or your own copy."},
     )
     tasks: Optional[list[str]] = field(
         default=None,
@@ -102,8 +107,8 @@ class EvaluationArguments:
     protocol: str = field(
         default="default",
         metadata={
-            "help": "default: hyper-parameters chosen on held-out training images, test images scored once; paper: to "
-            "the letter, best epoch on the test images.",
+            "help": "default: hyper-parameters chosen on held-out training images, test images scored once; paper: "
+            "the paper's, best epoch on the test images.",
             "choices": list(PROTOCOLS),
         },
     )
@@ -162,12 +167,19 @@ class EvaluationArguments:
     seed: int = field(default=0, metadata={"help": "Of validation split, order of images and augmentation."})
     use_cpu: bool = field(default=False, metadata={"help": "Use no GPU."})
     disable_tqdm: bool = field(default=False, metadata={"help": "No progress bars."})
+    debug: bool = field(default=False, metadata={"help": "Show where an error came from, not its message alone."})
 
     def __post_init__(self):
         for name in ("batch_size", "max_train_images", "max_test_images"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}.")
+        unread = {"adapter": None, "layer": None, "pooling": "auto", "precision": "auto", "image_size": None}
+        given = [f"--{name}" for name, default in unread.items() if getattr(self, name) != default]
+        if self.export_classifier and given:
+            raise ValueError(
+                f"--export_classifier does not read {', '.join(given)}: a classifier has its own class's feature."
+            )
         for name in ("num_workers", "knn_neighbors"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
@@ -185,11 +197,19 @@ def tasks_of(args: EvaluationArguments) -> list[Task]:
             raise TaskError("--kind describes a task by options, --tasks names tasks: use one of them.")
         if args.dataset is None:
             raise TaskError("--kind needs --dataset, the images.")
-        name = Path(args.dataset.rstrip("/*")).stem or args.kind
+        name = re.sub(r"[-_.]*[*?\[].*|[^\w.+-]", "", Path(args.dataset).stem) or args.kind
         return [Task(**({"name": name, "test_split": _test_split(args)} | changes))]
     if not args.tasks:
         raise TaskError("Name the tasks: --tasks (e.g. fg, or a YAML file), or --kind and --dataset for your own.")
     tasks = resolve_tasks(args.tasks)
+    own = dict(part.partition("=")[::2] for part in args.dataset_of or ())
+    unknown = sorted(own.keys() - {task.name for task in tasks})
+    if unknown or not all(own.values()):
+        raise TaskError(
+            f"--dataset_of takes NAME=IMAGES with names of the tasks ({', '.join(task.name for task in tasks)}), got "
+            f"{' '.join(args.dataset_of)}."
+        )
+    tasks = [task.with_options(dataset=own[task.name]) if task.name in own else task for task in tasks]
     if changes and len(tasks) > 1:
         raise TaskError(
             f"{', '.join('--' + name for name in changes)} would change each of {len(tasks)} tasks: name one task."
@@ -234,47 +254,66 @@ def run(argv: list[str]) -> list[EvaluationResult]:
         state = PartialState(cpu=args.use_cpu, timeout=timedelta(hours=12))
         check_launch(state.num_processes)
     logging.basicConfig()
-    results = []
-    for model in args.model:
-        with setup(DivergedError):
-            backbone = FrozenBackbone.load(
-                model,
-                revision=args.model_revision,
-                adapter=args.adapter,
-                image_processor=args.image_processor,
-                image_size=args.image_size,
-                device=state.device,
-                precision=args.precision,
-                layer=args.layer,
-                pooling=args.pooling,
-            )
-            extractor = Extractor(
-                backbone,
-                cache_dir=args.cache_dir,
-                state=state,
-                batch_size=args.batch_size,
-                num_workers=args.num_workers,
-                progress=not args.disable_tqdm,
-            )
-            evaluator = LinearEvaluator(
-                backbone,
-                extractor,
-                protocol=args.protocol,
-                options=protocol_options(args),
-                output_dir=Path(args.output_dir, backbone.slug),
-                seed=args.seed,
-                knn_neighbors=args.knn_neighbors,
-                max_train_images=args.max_train_images,
-                max_test_images=args.max_test_images,
-            )
-            if args.export_classifier:
-                results.append(export_classifier(evaluator, tasks[0], model, args.export_classifier))
-            else:
-                results += [evaluator.run(task) for task in tasks]
-    if state.is_main_process:
-        print(results_table(results))
-        print(f"\nResults: {args.export_classifier or args.output_dir}")
+    if args.debug:
+        logging.getLogger("singer_hf").setLevel(logging.DEBUG)
+    results: list[EvaluationResult] = []
+    try:
+        for model in args.model:
+            for result in evaluate_model(model, tasks, args, state):
+                results.append(result)
+    finally:  # what was measured before an error is worth seeing
+        if results and state.is_main_process:
+            print(results_table(results))
+            print(f"\nResults: {args.export_classifier or args.output_dir}")
     return results
+
+
+def evaluate_model(
+    model: str, tasks: list[Task], args: EvaluationArguments, state: PartialState
+) -> Iterator[EvaluationResult]:
+    """Results of one model, one after the other; all tasks are checked before the first is evaluated."""
+    with setup():
+        backbone = FrozenBackbone.load(
+            model,
+            revision=args.model_revision,
+            adapter=args.adapter,
+            image_processor=args.image_processor,
+            image_size=args.image_size,
+            device=state.device,
+            precision=args.precision,
+            layer=args.layer,
+            pooling=args.pooling,
+        )
+        extractor = Extractor(
+            backbone,
+            cache_dir=args.cache_dir,
+            state=state,
+            batch_size=args.batch_size,
+            num_workers=args.num_workers,
+            progress=not args.disable_tqdm,
+        )
+        evaluator = LinearEvaluator(
+            backbone,
+            extractor,
+            protocol=args.protocol,
+            options=protocol_options(args),
+            output_dir=Path(args.output_dir, backbone.slug),
+            seed=args.seed,
+            knn_neighbors=args.knn_neighbors,
+            max_train_images=args.max_train_images,
+            max_test_images=args.max_test_images,
+        )
+        with state.main_process_first():  # the others read its cache of the data
+            for task in tasks:
+                evaluator.check(task)
+    for task in tasks:
+        # Not ValueError, which may be a bug: the options were checked above.
+        with setup(DataError, TaskError, ExportError, FloatingPointError, ImportError, only=True):
+            if args.export_classifier:
+                result = export_classifier(evaluator, task, model, args.export_classifier)
+            else:
+                result = evaluator.run(task)
+        yield result
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -100,11 +100,17 @@ class SetupError(Exception):
 
 
 @contextmanager
-def setup(*more: type[Exception]) -> Iterator[None]:
-    """Errors in here are the user's to mend, not bugs to trace: ValueError, OSError, and those of `more`."""
+def setup(*more: type[Exception], only: bool = False) -> Iterator[None]:
+    """Errors in here are the user's to mend, not bugs to trace: ValueError, OSError, and those of `more`.
+
+    Args:
+        more: classes of errors.
+        only: these and OSError alone, where a ValueError may be a bug.
+    """
+    errors = (OSError, *more) if only else (OSError, ValueError, *more)
     try:
         yield
-    except (ValueError, OSError, *more) as error:
+    except errors as error:
         raise SetupError(str(error)) from error
 
 

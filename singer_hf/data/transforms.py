@@ -12,26 +12,36 @@ from .images import to_rgb
 Size = int | tuple[int, int]
 
 
-def train_transform(size: Size, *, min_scale: float = 0.08, flip: float = 0.5) -> v2.Transform:
-    """Random crop of `min_scale` to all of the area, resized to `size`, mirrored with probability `flip`.
+def train_transform(
+    size: Size,
+    *,
+    min_scale: float = 0.08,
+    max_scale: float = 1.0,
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    flip: float = 0.5,
+) -> v2.Transform:
+    """Random crop of `min_scale` to `max_scale` of the area, resized to `size`, mirrored with probability `flip`.
 
     Under the same seed two of these that differ in `size` alone take the same crop box and the same mirroring: what
     is drawn depends on the image's size, not on the output's.
 
     Args:
         size: side in pixels, or (height, width).
-        min_scale: in (0, 1].
+        min_scale, max_scale: in (0, 1].
+        ratio: least and greatest width / height of a crop.
         flip: in [0, 1].
     """
-    if not 0 < min_scale <= 1:
-        raise ValueError(f"min_scale is {min_scale}; expected a share of the image's area in (0, 1].")
+    if not 0 < min_scale <= max_scale <= 1:
+        raise ValueError(
+            f"min_scale is {min_scale} and max_scale {max_scale}; expected shares of the image's area in (0, 1]."
+        )
     if not 0 <= flip <= 1:
         raise ValueError(f"flip is {flip}; expected a probability in [0, 1].")
     # Cropping and resizing the uint8 tensor is faster than PIL's (64×64 to 224²: by a quarter, decoding included).
     return v2.Compose(
         [
             RgbTensor(),
-            v2.RandomResizedCrop(height_width(size), scale=(min_scale, 1.0), antialias=True),
+            v2.RandomResizedCrop(height_width(size), scale=(min_scale, max_scale), ratio=ratio, antialias=True),
             v2.RandomHorizontalFlip(flip),
         ]
     )

@@ -28,7 +28,7 @@ class AnnotatedImages(Dataset):
             (seed, view, index).
         image_column: images, encoded or as arrays (3, h, w) or (h, w, 3): uint8, or floats from 0 to 1.
         target_column: annotations, see [`read_map`].
-        read_target: (stored array (h, w), name of the sample) -> tensor (h, w).
+        read_target: stored array (h, w) -> tensor (h, w).
         seed: of the views.
 
     Raises:
@@ -44,7 +44,7 @@ class AnnotatedImages(Dataset):
         *,
         image_column: str,
         target_column: str,
-        read_target: Callable[[np.ndarray, str], Tensor],
+        read_target: Callable[[np.ndarray], Tensor],
         seed: int = 0,
     ):
         check_column(dataset.features, image_column, "image_column")
@@ -63,7 +63,10 @@ class AnnotatedImages(Dataset):
         view, index = key
         row, where = self.dataset[index], f"Image {index}"
         pixels = _read_pixels(row[self.image_column], where)
-        target = self.read_target(read_map(row[self.target_column], where), where)
+        try:
+            target = self.read_target(read_map(row[self.target_column]))
+        except AnnotationError as error:
+            raise AnnotationError(f"{where}: {error}") from error
         if target.shape != pixels.shape[1:]:
             raise AnnotationError(
                 f"{where} has {pixels.shape[1]}x{pixels.shape[2]} pixels (height x width), but its annotation "

@@ -2,45 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from torch import Tensor
 
 from ..metrics import TopKAccuracy
 from ..provenance import versions
 from ..scores import knn_votes
-from .extraction import Extractor
+from .extraction import Extractor, annotated_images, check_annotations
 from .fit import fit_head, score_heads
 from .frozen import FrozenBackbone
-from .head_data import HeadData, PooledData, TokenData
+from .head_data import HeadData, PooledData
 from .head_file import HeadFile
 from .heads import LinearHeads
-from .labels import Labels, read_labels, read_split_labels
-from .probes import ClassificationProbe, DepthProbe, Probe, SegmentationProbe
+from .labels import Labels, label_options, read_labels, read_split_labels
+from .prepare import Prepared, pooled_data, prepare
+from .probes import ClassificationProbe, Probe
 from .protocol import Protocol, protocol_for
 from .result import EvaluationResult
 from .splits import Split, load_splits
 from .task import TASKS, Task, TaskError
-from .views import annotated_views, image_views
-
-
-@dataclass
-class _Prepared:
-    """A task's features and the probe that is trained on them. `plain`: training images as test images are seen."""
-
-    probe: Probe
-    train: HeadData
-    test: HeadData
-    plain: HeadData | None = None
-    labels: Labels | None = None
+from .views import annotated_views
 
 
 class LinearEvaluator:
@@ -56,7 +46,7 @@ class LinearEvaluator:
         extractor: of its features.
         protocol: a name in `PROTOCOLS`.
         options: fields of the [`Protocol`] that replace its own, e.g. `{"epochs": (50,)}`.
-        output_dir: results go to `<output_dir>/<task>.<protocol>.json`, heads to `<output_dir>/heads`.
+        output_dir: results go to `<output_dir>/<task>.<protocol>.json` (see [`save`]), heads to `<output_dir>/heads`.
         seed: of validation split, order and views.
         knn_neighbors: k of the k-NN score of classification tasks; 0: no such score.
         max_train_images, max_test_images: take so many at most, evenly spaced; the result says how many it were.
@@ -85,7 +75,36 @@ class LinearEvaluator:
             self.protocol_for(kind)  # so that a wrong option is found now
         self.output_dir, self.seed, self.knn_neighbors = Path(output_dir), seed, knn_neighbors
         self._tasks: dict[str, Task] = {}
-        self.limits = {"max_train_images": max_train_images, "max_test_images": max_test_images}
+        self._splits: dict[str, tuple[Task, tuple[Split | None, Split]]] = {}
+        self.limits: dict[str, int | None] = {"max_train_images": max_train_images, "max_test_images": max_test_images}
+
+    def check(self, task: Task) -> None:
+        """Loads a task's images and looks at their labels or annotations, without the backbone.
+
+        Raises:
+            DataError, TaskError: as of [`run`].
+        """
+        self._tasks[task.name] = task
+        protocol = self.protocol_for(task.kind)
+        size = self.backbone.input_size
+        if self.protocol == "paper" and task.resolution and size != (task.resolution, task.resolution):
+            raise TaskError(
+                f"The paper evaluates {task.name!r} at {task.resolution}x{task.resolution} pixels; this model's input "
+                f"is {size[0]}x{size[1]}. Set image_size={task.resolution}, or use the default protocol."
+            )
+        train, test = self.splits(task)
+        if task.head_of is not None:
+            head_task = self._head_task(task)
+            self.check(head_task)
+            like = read_labels(self.splits(head_task)[0].dataset, head_task.target_column, **label_options(head_task))
+            self._reused_labels(task, test, like)
+        elif task.kind == "classification":
+            read_split_labels(task, train, test)
+        else:
+            views = annotated_views(size, protocol, augmented=False, seed=self.seed)
+            for split in (train, test):
+                images, *_ = annotated_images(split, views, task)
+                check_annotations(images, task, f"{task.name}, {split.name} split")
 
     def run(self, task: Task) -> EvaluationResult:
         """Evaluates and writes the result; in every process.
@@ -95,14 +114,13 @@ class LinearEvaluator:
             CacheError: the features cannot be kept.
             DivergedError: no learning rate of the grid was low enough.
         """
-        start = time.perf_counter()
-        before = self.extractor.images_extracted
-        self._tasks[task.name] = task
-        protocol = self.protocol_for(task.kind)
-        train, test = load_splits(task, paper=self.protocol == "paper", seed=self.seed, **self.limits)
+        self.check(task)
         if task.head_of is not None:
-            return self._run_reused(task, test, protocol, start)
-        prepared = self._prepare(task, train, test, protocol)
+            return self._run_reused(task)
+        start, before = time.perf_counter(), self.extractor.images_extracted
+        protocol = self.protocol_for(task.kind)
+        train, test = self.splits(task)
+        prepared = prepare(self.extractor, task, train, test, protocol, self.seed, with_plain=bool(self.knn_neighbors))
         extracted = time.perf_counter()
         fit = fit_head(
             prepared.probe,
@@ -117,7 +135,7 @@ class LinearEvaluator:
         trained = time.perf_counter()
         if prepared.labels is not None:
             if self.state.is_main_process:
-                self._head_file(task.name, protocol).save(fit.head, prepared.labels.names)
+                self._head_file(task, protocol).save(fit.head, prepared.labels)
             self.state.wait_for_everyone()
             if self.knn_neighbors:
                 scores["knn_top1_accuracy"] = self._knn(prepared)
@@ -136,61 +154,19 @@ class LinearEvaluator:
         self.save(result)
         return result
 
+    def splits(self, task: Task) -> tuple[Split | None, Split]:
+        """Training and test split of a task, loaded once."""
+        if task.name not in self._splits or self._splits[task.name][0] != task:
+            loaded = load_splits(task, paper=self.protocol == "paper", **self.limits)
+            self._splits[task.name] = (task, loaded)
+        return self._splits[task.name][1]
+
     def protocol_for(self, kind: str) -> Protocol:
         """The protocol of a kind of task, with the options of this evaluator."""
         options = dict(self.options)
         if kind == "classification":
             options.pop("pixels", None)
         return protocol_for(self.protocol, kind).with_options(**options)
-
-    # -- features -----------------------------------------------------------------------------------------------------
-    def _prepare(self, task: Task, train: Split, test: Split, protocol: Protocol) -> _Prepared:
-        augmented = protocol.views > 0
-        if task.kind == "classification":
-            labels, test_labels = read_split_labels(task, train, test)
-            features = self._pooled(train, labels.values, protocol, augmented)
-            plain = None if augmented else features
-            if augmented and (self.knn_neighbors or protocol.selection == "validation"):
-                plain = self._pooled(train, labels.values, protocol, False)
-            return _Prepared(
-                ClassificationProbe(len(labels.names)),
-                train=features,
-                plain=plain,
-                test=self._pooled(test, test_labels.values, protocol, False),
-                labels=labels,
-            )
-        grid = self.backbone.grid
-        if task.kind == "segmentation":
-            probe = SegmentationProbe(task.num_labels, grid)
-        else:
-            probe = DepthProbe(task.max_depth, grid)
-        with_plain = augmented and protocol.selection == "validation"
-        return _Prepared(
-            probe,
-            train=self._tokens(train, task, protocol, augmented),
-            plain=self._tokens(train, task, protocol, False) if with_plain else None,
-            test=self._tokens(test, task, protocol, False),
-        )
-
-    def _pooled(self, split: Split, labels: Tensor, protocol: Protocol, augmented: bool) -> PooledData:
-        views = image_views(self.backbone.input_size, protocol, augmented=augmented, seed=self.seed)
-        features = self.extractor.pooled(split, views).all("pooled")
-        device = self.backbone.device
-        if device.type != "cuda" or features.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
-            features = features.to(device)
-        return PooledData(features, labels.to(device), torch.arange(len(labels)), self.seed, device)
-
-    def _tokens(self, split: Split, task: Task, protocol: Protocol, augmented: bool) -> TokenData:
-        views = annotated_views(self.backbone.input_size, protocol, augmented=augmented, seed=self.seed)
-        features = self.extractor.tokens(split, views, task)
-        return TokenData(
-            features,
-            torch.arange(features.num_images),
-            self.seed,
-            self.backbone.device,
-            with_cls=task.kind == "depth" and "cls" in self.backbone.backbone.prefix,
-            pixels=protocol.pixels,
-        )
 
     # -- scores -------------------------------------------------------------------------------------------------------
     def score(self, probe: Probe, head: LinearHeads, test: HeadData) -> dict[str, Any]:
@@ -200,13 +176,14 @@ class LinearEvaluator:
             score_heads(probe, head, own, 256 if isinstance(own, PooledData) else 16, **self._processes())[0]
         )
 
-    def _knn(self, prepared: _Prepared) -> float:
+    def _knn(self, prepared: Prepared) -> float:
         bank, labels = prepared.plain.features[0], prepared.plain.targets
         own = prepared.test.rows[self.state.process_index :: self.state.num_processes]
-        queries = prepared.test.features[0][own.to(bank.device)]
+        test = prepared.test
+        queries = test.features[0][own.to(test.features.device)].to(test.device)
         votes = knn_votes(queries, bank, labels, prepared.probe.num_outputs, neighbors=self.knn_neighbors)
         metric = TopKAccuracy((1,), **self._processes())
-        metric.add_batch(predictions=votes, references=prepared.test.targets[own.to(bank.device)])
+        metric.add_batch(predictions=votes, references=test.targets[own.to(test.targets.device)])
         return self._shared(metric.compute())["top1_accuracy"]
 
     def _processes(self) -> dict[str, Any]:
@@ -218,6 +195,7 @@ class LinearEvaluator:
             "process_id": self.state.process_index,
             "experiment_id": self._shared(uuid.uuid4().hex),
             "cache_dir": str(self.extractor.cache_dir.expanduser() / "metrics"),
+            "timeout": 3600,
         }
 
     def _shared(self, value: Any) -> Any:
@@ -228,26 +206,22 @@ class LinearEvaluator:
         return held[0]
 
     # -- a head of another task ---------------------------------------------------------------------------------------
-    def _run_reused(self, task: Task, test: Split, protocol: Protocol, start: float) -> EvaluationResult:
-        before = self.extractor.images_extracted
-        file = self._head_file(task.head_of, protocol)
-        if not file.is_valid():
-            head_task = self._tasks.get(task.head_of) or TASKS.get(task.head_of)
-            if head_task is None:
-                raise TaskError(f"Task {task.name!r} reuses the head of {task.head_of!r}, which is not known.")
+    def _run_reused(self, task: Task) -> EvaluationResult:
+        protocol = self.protocol_for(task.kind)
+        head_task = self._head_task(task)
+        file = self._head_file(head_task, protocol)
+        if not self._shared(file.is_valid()):
             self.run(head_task)
-        head, names = file.load(self.backbone.device)
-        probe = ClassificationProbe(len(names))
-        label_map = task.labels()
-        what = f"{task.name}, {test.name} split"
-        labels = read_labels(
-            test.dataset, test.target_column, num_labels=len(names), label_map=label_map, what=what
-        ).values
-        data = self._pooled(test, labels, protocol, False)
+        start, before = time.perf_counter(), self.extractor.images_extracted
+        _, test = self.splits(task)
+        head, classes = file.load(self.backbone.device)
+        labels = self._reused_labels(task, test, classes)
+        probe = ClassificationProbe(len(classes.names))
+        data = pooled_data(self.extractor, test, labels.values, protocol, self.seed)
         extracted = time.perf_counter()
         scores = self.score(probe, head, data)
-        if label_map is not None:
-            among = sorted(set(label_map.values()))
+        if task.label_map is not None:
+            among = sorted(set(task.labels().values()))
             few = self.score(probe, head.restricted(among), data)
             # The released code takes all of the head's classes; others, those that the set has images of.
             first, second = (scores, few) if self.protocol == "paper" else (few, scores)
@@ -257,7 +231,7 @@ class LinearEvaluator:
             task,
             protocol,
             splits={"test": test.description()},
-            selection={"rule": f"the head of {task.head_of}"},
+            selection={"rule": f"the head of {head_task.name}"},
             hyperparameters={},
             scores=scores,
             main_score=probe.main_score,
@@ -268,11 +242,39 @@ class LinearEvaluator:
         self.save(result)
         return result
 
-    def _head_file(self, task_name: str, protocol: Protocol) -> HeadFile:
-        limits = {name: limit for name, limit in self.limits.items() if limit is not None}
-        origin = {"model": self.extractor.fingerprint, **self.backbone.description(), "seed": self.seed, **limits}
-        path = self.output_dir / "heads" / f"{task_name}.{self.protocol}.safetensors"
-        return HeadFile(path, origin | asdict(protocol))
+    def _head_task(self, task: Task) -> Task:
+        found = self._tasks.get(task.head_of) or TASKS.get(task.head_of)
+        if found is None or found.head_of is not None:
+            raise TaskError(
+                f"Task {task.name!r} reuses the head of {task.head_of!r}, which is not known as a task with a head of "
+                "its own: name that task too."
+            )
+        return found
+
+    @staticmethod
+    def _reused_labels(task: Task, test: Split, classes: Labels) -> Labels:
+        """Labels of the test images among the classes of another task's head, by name where both have names."""
+        return read_labels(
+            test.dataset,
+            test.target_column,
+            like=None if task.label_map is not None else classes,
+            num_labels=len(classes.names),
+            label_map=task.labels(),
+            what=f"{task.name}, {test.name} split",
+        )
+
+    def _head_file(self, task: Task, protocol: Protocol) -> HeadFile:
+        train, test = self.splits(task)
+        origin = {
+            "model": self.extractor.fingerprint,
+            **self.backbone.description(),
+            "train": train.fingerprint,
+            "test": test.fingerprint,
+            "labels": [task.target_column, task.num_labels, str(task.label_map)],
+            "seed": self.seed,
+            **asdict(protocol),
+        }
+        return HeadFile(self.output_dir / "heads" / f"{task.name}.{self.protocol}.safetensors", origin)
 
     # -- results ------------------------------------------------------------------------------------------------------
     def record(
@@ -296,7 +298,7 @@ class LinearEvaluator:
                 "parameters": self.backbone.num_parameters,
                 **self.backbone.description(),
             },
-            task=asdict(task) | {"splits": splits},
+            task=asdict(task) | {"splits": splits, **self.limits},
             protocol=asdict(protocol) | {"selected": selection},
             seed=self.seed,
             seconds=seconds | {"total": time.perf_counter() - start, "images_extracted": images_extracted},
@@ -305,6 +307,18 @@ class LinearEvaluator:
         )
 
     def save(self, result: EvaluationResult, folder: Path | None = None) -> None:
-        """Writes a result, once, into `output_dir` or another folder."""
+        """Writes a result, once, into `output_dir` or another folder.
+
+        Options other than the protocol's own become part of the file's name, so that no result is written over one
+        that was made in another way.
+        """
+        changed = {name: value for name, value in self.limits.items() if value is not None} | self.options
+        changed |= {"seed": self.seed} if self.seed else {}
+        if self.backbone.layer != self.backbone.backbone.num_blocks - 1:
+            changed["layer"] = self.backbone.layer
+        if self.backbone.pooling == "mean" and "cls" in self.backbone.backbone.prefix:
+            changed["pooling"] = "mean"
+        way = hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:6] if changed else None
+        name = ".".join(filter(None, (result.task["name"], self.protocol, way, "json")))
         if self.state.is_main_process:
-            result.save((folder or self.output_dir) / f"{result.task['name']}.{self.protocol}.json")
+            result.save((folder or self.output_dir) / name)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
@@ -19,9 +20,13 @@ from .head_data import PooledData
 from .labels import read_split_labels
 from .probes import ClassificationProbe
 from .result import EvaluationResult
-from .splits import Split, load_splits
+from .splits import Split
 from .task import Task
 from .views import Views
+
+
+class ExportError(ValueError):
+    """A model that no classifier can be made of."""
 
 
 def export_classifier(evaluator: LinearEvaluator, task: Task, model_name: str, folder: str | Path) -> EvaluationResult:
@@ -38,18 +43,21 @@ def export_classifier(evaluator: LinearEvaluator, task: Task, model_name: str, f
         folder: for `AutoModelForImageClassification.from_pretrained`.
 
     Raises:
-        ValueError: no such class for the model's family, weights that the class lacks, another protocol, an adapter.
+        ExportError: no such class for the model's family, weights that the class lacks, another protocol, an adapter.
     """
     start = time.perf_counter()
     protocol = evaluator.protocol_for("classification")
+    if isinstance(evaluator.backbone.model, PeftModel):
+        raise ExportError("A classifier is exported of a plain model, not of one with an adapter.")
     if protocol.selection != "validation" or protocol.views:
-        raise ValueError(
+        raise ExportError(
             "A classifier is exported by the default protocol, without augmented views: its images are those that its "
             "image processor makes."
         )
     extractor, state = evaluator.extractor, evaluator.state
     before = extractor.images_extracted
-    train, test = load_splits(task, seed=evaluator.seed, **evaluator.limits)
+    evaluator.check(task)
+    train, test = evaluator.splits(task)
     labels, test_labels = read_split_labels(task, train, test)
     model = _load_classifier(model_name, evaluator.backbone.revision, labels.names).to(state.device)
     inputs = _ClassifierInputs(model, evaluator.backbone.processor)
@@ -66,7 +74,7 @@ def export_classifier(evaluator: LinearEvaluator, task: Task, model_name: str, f
             feature="classifier input",
             classifier=inputs.fingerprint,
         )
-        everything = features.all("pooled").to(state.device)
+        everything = features.all("pooled", state.device)
         return PooledData(everything, values.to(state.device), torch.arange(len(values)), evaluator.seed, state.device)
 
     probe = ClassificationProbe(len(labels.names))
@@ -89,7 +97,10 @@ def export_classifier(evaluator: LinearEvaluator, task: Task, model_name: str, f
         start=start,
         images_extracted=extractor.images_extracted - before,
     )
+    for name in ("layer", "pooling"):  # of the backbone's own features, which were not used
+        del result.model[name]
     result.model["feature"] = f"input of the classifier of {type(model).__name__}, images as its processor makes them"
+    result.model["precision"] = "float32"
     if state.is_main_process:
         processor_to_save(inputs.processor, model.config).save_pretrained(folder)
         model.save_pretrained(folder)
@@ -119,7 +130,7 @@ class _ClassifierInputs:
         self.model, self.processor = model.eval(), processor
         head = model.classifier if hasattr(model, "classifier") else model.timm_model.get_classifier()
         if not isinstance(head, nn.Linear):
-            raise ValueError(
+            raise ExportError(
                 f"The head of {type(model).__name__} is {type(head).__name__}; expected one linear layer."
             )
         self.classifier = head
@@ -131,7 +142,7 @@ class _ClassifierInputs:
         try:
             self({"pixel_values": torch.zeros(1, 3, height, width)})
         except ValueError as error:
-            raise ValueError(
+            raise ExportError(
                 f"{type(model).__name__} cannot take the images that its processor makes ({height}x{width} pixels), "
                 f"so that no pipeline could run it: {error}"
             ) from error
@@ -163,7 +174,7 @@ def _load_classifier(name: str, revision: str | None, names: tuple[str, ...]) ->
     except ValueError as error:
         if "Unrecognized configuration class" not in str(error):
             raise
-        raise ValueError(
+        raise ExportError(
             f"transformers has no image classifier for {name}'s family, so that none can be exported: {error}"
         ) from error
     if hasattr(model.config, "label_names"):
@@ -172,5 +183,7 @@ def _load_classifier(name: str, revision: str | None, names: tuple[str, ...]) ->
     heads = ("classifier", "cls_classifier", "distillation_classifier", "timm_model.head")
     missing = sorted(key for key in info["missing_keys"] if not key.startswith(heads) and ".pooler." not in key)
     if missing:
-        raise ValueError(f"{name} lacks weights of {type(model).__name__}: {', '.join(missing[:5])} ({len(missing)}).")
+        raise ExportError(
+            f"{name} lacks weights of {type(model).__name__}: {', '.join(missing[:5])} ({len(missing)})."
+        )
     return model

@@ -15,7 +15,7 @@ from .cache import DEFAULT_CACHE, FeatureCache
 from .features import CachedFeatures, cached_features
 from .frozen import FrozenBackbone
 from .splits import Split
-from .targets import class_mask, depth_map
+from .targets import AnnotationError, class_mask, depth_map
 from .task import Task
 from .views import Views
 
@@ -62,24 +62,7 @@ class Extractor:
 
     def tokens(self, split: Split, views: Views, task: Task) -> CachedFeatures:
         """`tokens` (n, d), `cls` (d,) where the model has one, and `target` (H, W) of each image."""
-        if task.kind == "segmentation":
-            options = {
-                "num_labels": task.num_labels,
-                "ignore_label": task.ignore_label,
-                "reduce_labels": task.reduce_labels,
-            }
-            read_target, target_bytes = partial(class_mask, **options), 2
-        else:
-            options = {"scale": task.depth_scale, "max_depth": task.max_depth}
-            read_target, target_bytes = partial(depth_map, **options), 4
-        dataset = AnnotatedImages(
-            split.dataset,
-            views.transform,
-            image_column=split.image_column,
-            target_column=split.target_column,
-            read_target=read_target,
-            seed=views.seed or 0,
-        )
+        dataset, options, target_bytes = annotated_images(split, views, task)
         (height, width), (rows, columns) = self.backbone.input_size, self.backbone.grid
         values = (rows * columns + 1) * self.backbone.backbone.hidden_size
         size = values * self.backbone.dtype.itemsize + height * width * target_bytes
@@ -127,3 +110,54 @@ class Extractor:
         roles = self.backbone.backbone.prefix
         cls = {"cls": prefix[:, roles.index("cls")].cpu()} if "cls" in roles else {}
         return {"tokens": patches.cpu(), "target": batch["target"], **cls}
+
+
+def annotated_images(split: Split, views: Views, task: Task) -> tuple[AnnotatedImages, dict[str, Any], int]:
+    """Images of a dense task with their annotation, what the annotation depends on, and bytes of one of its pixels.
+
+    Raises:
+        MissingColumnError: no such column.
+    """
+    if task.kind == "segmentation":
+        options = {
+            "num_labels": task.num_labels,
+            "ignore_label": task.ignore_label,
+            "reduce_labels": task.reduce_labels,
+        }
+        read_target, pixel_bytes = partial(class_mask, **options), 2
+    else:
+        options = {"scale": task.depth_scale, "max_depth": task.max_depth}
+        read_target, pixel_bytes = partial(depth_map, **options), 4
+    dataset = AnnotatedImages(
+        split.dataset,
+        views.transform,
+        image_column=split.image_column,
+        target_column=split.target_column,
+        read_target=read_target,
+        seed=views.seed or 0,
+    )
+    return dataset, options, pixel_bytes
+
+
+def check_annotations(images: AnnotatedImages, task: Task, what: str, samples: int = 8) -> None:
+    """Looks at the whole column for missing annotations and at some images, before hours are spent on features.
+
+    Raises:
+        AnnotationError: an annotation that is missing or does not fit its image or task; depth maps without one valid
+            pixel.
+        CorruptImageError: an image that cannot be read.
+    """
+    column = images.dataset.select_columns([images.target_column]).with_format("arrow")[:][images.target_column]
+    if column.null_count:
+        first = column.is_null().index(True).as_py()
+        raise AnnotationError(
+            f"{what}: {column.null_count} of {len(column)} images have no annotation (column "
+            f"{images.target_column!r}, the first is image {first}). Leave them out, e.g. by dataset.filter."
+        )
+    count = len(images)
+    targets = [images[0, index * count // min(samples, count)]["target"] for index in range(min(samples, count))]
+    if task.kind == "depth" and not any((target > 0).any() for target in targets):
+        raise AnnotationError(
+            f"{what}: not one pixel of {len(targets)} depth maps lies between 0 and {task.max_depth:g} m (depth_scale "
+            f"= {task.depth_scale:g}). Check depth_scale, the metres of one stored unit."
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -46,9 +46,23 @@ class CachedFeatures:
     def num_views(self) -> int:
         return len(self.shards)
 
-    def all(self, name: str) -> Tensor:
+    def nbytes(self, name: str) -> int:
+        """Size of everything of one name."""
+        return sum(shard[name].nbytes for view in self.shards for shard in view)
+
+    def all(self, name: str, device: torch.device | str = "cpu") -> Tensor:
         """Everything of one name in memory: (K, n, ...)."""
-        return torch.stack([torch.cat([shard[name] for shard in view]) for view in self.shards])
+        first = self.shards[0][0][name]
+        values = torch.empty(self.num_views, self.num_images, *first.shape[1:], dtype=first.dtype, device=device)
+        for view, shards in zip(values, self.shards, strict=True):
+            for part, shard in zip(view.split(self.shard_images), shards, strict=True):
+                part.copy_(shard[name])
+        return values
+
+    def to(self, device: torch.device) -> CachedFeatures:
+        """The same, held on a device in place of the disk."""
+        shards = [[{name: t.to(device) for name, t in shard.items()} for shard in view] for view in self.shards]
+        return replace(self, shards=shards)
 
     def rows(self, name: str, images: Tensor, views: Tensor | None = None) -> Tensor:
         """Some images' (len(images), ...), each in the view that `views` (as long) names; default: view 0."""

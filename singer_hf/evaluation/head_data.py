@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ class HeadData(ABC):
     image is seen in each of its views.
     """
 
+    batches_at_once: ClassVar[int] = 1
     rows: Tensor
     num_views: int
     seed: int
@@ -56,13 +58,15 @@ class HeadData(ABC):
         first = torch.randint(
             self.num_views, (int(self.rows.max()) + 1,), generator=torch.Generator().manual_seed(self.seed)
         )
-        for part in order.split(batch_size):
-            rows = self.rows[part]
-            yield self._batch(rows, (first[rows] + epoch) % self.num_views, epoch)
+        # A block of batches is gathered at once: small batches one by one would take as long as their step.
+        for block in order.split(batch_size * self.batches_at_once):
+            rows = self.rows[block]
+            tensors = self._batch(rows, (first[rows] + epoch) % self.num_views, epoch)
+            yield from zip(*(tensor.split(batch_size) for tensor in tensors), strict=True)
 
     def in_order(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Features and targets of view 0, in the order of `rows`."""
-        for rows in self.rows.split(batch_size):
+        for rows in self.rows.split(batch_size) if len(self) else ():
             yield self._batch(rows, torch.zeros_like(rows), None)[:2]
 
     @property
@@ -92,6 +96,7 @@ class PooledData(HeadData):
         standardization: of the features, `None` for raw ones.
     """
 
+    batches_at_once: ClassVar[int] = 64
     features: Tensor
     targets: Tensor
     rows: Tensor
@@ -108,7 +113,8 @@ class PooledData(HeadData):
         return self.features.shape[2]
 
     def statistics(self) -> Standardization:
-        return channel_statistics(part for view in self.features for part in view.split(65536))
+        found = channel_statistics(part.to(self.device) for view in self.features for part in view.split(65536))
+        return Standardization(found.mean.to(self.device), found.scale.to(self.device))
 
     def _batch(self, rows: Tensor, views: Tensor, epoch: int | None) -> tuple[Tensor, ...]:
         place = (views * self.features.shape[1] + rows).to(self.features.device)

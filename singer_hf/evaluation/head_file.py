@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .heads import LinearHeads
+from .labels import Labels
 
 
 class HeadFile:
-    """Weight (C, d) and bias (C,) of an `nn.Linear`, and the names of its classes.
+    """Weight (C, d) and bias (C,) of an `nn.Linear`, and its classes.
 
     Args:
         path: the safetensors file.
@@ -26,11 +27,13 @@ class HeadFile:
     def __init__(self, path: Path, origin: Mapping[str, Any]):
         self.path, self.origin = path, json.dumps(dict(origin), sort_keys=True)
 
-    def save(self, head: LinearHeads, names: Sequence[str]) -> None:
+    def save(self, head: LinearHeads, labels: Labels) -> None:
+        """Writes the file, whole or not at all; `labels` of the training images."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_name(self.path.name + ".part")
         tensors = {"weight": head.weight[0].T.contiguous().cpu(), "bias": head.bias[0].contiguous().cpu()}
-        save_file(tensors, part, metadata={"origin": self.origin, "names": json.dumps(list(names))})
+        classes = json.dumps({"names": labels.names, "named": labels.named})
+        save_file(tensors, part, metadata={"origin": self.origin, "classes": classes})
         os.replace(part, self.path)
 
     def is_valid(self) -> bool:
@@ -41,9 +44,10 @@ class HeadFile:
         except (OSError, SafetensorError):
             return False
 
-    def load(self, device: torch.device) -> tuple[LinearHeads, list[str]]:
-        """The head and its classes; check `is_valid` first."""
+    def load(self, device: torch.device) -> tuple[LinearHeads, Labels]:
+        """The head and its classes (without values); check `is_valid` first."""
         with safe_open(self.path, framework="pt") as file:
             weight, bias = file.get_tensor("weight"), file.get_tensor("bias")
-            names = json.loads(file.metadata()["names"])
-        return LinearHeads(weight.T[None].contiguous().to(device), bias[None].to(device)), names
+            classes = json.loads(file.metadata()["classes"])
+        labels = Labels(torch.empty(0, dtype=torch.int64), tuple(classes["names"]), classes["named"])
+        return LinearHeads(weight.T[None].contiguous().to(device), bias[None].to(device)), labels

@@ -100,10 +100,15 @@ def read_labels(
 
 def read_split_labels(task: Task, train: Split, test: Split) -> tuple[Labels, Labels]:
     """Labels of both splits of a classification, over the same classes."""
-    options = {"num_labels": task.num_labels, "label_map": task.labels()}
+    options = label_options(task)
     labels = read_labels(train.dataset, train.target_column, what=f"{task.name}, {train.name} split", **options)
     what = f"{task.name}, {test.name} split"
     return labels, read_labels(test.dataset, test.target_column, like=labels, what=what, **options)
+
+
+def label_options(task: Task) -> dict[str, Any]:
+    """What a task says of its labels, for [`read_labels`]."""
+    return {"num_labels": task.num_labels, "label_map": task.labels()}
 
 
 def _label_column(dataset: datasets.Dataset, column: str | None) -> str:

@@ -69,8 +69,14 @@ TABLE_1: dict[str, dict[str, dict[str, float]]] = {
 """Teacher and student -> method -> column -> figure (arXiv 2509.20986, Table 1)."""
 
 
-def by_model(results: Sequence[EvaluationResult]) -> dict[str, dict[str, EvaluationResult]]:
-    """Model -> task -> result. One model in several ways, by protocol, layer, pooling or weights, is several models.
+def by_model(
+    results: Sequence[EvaluationResult], *, with_protocol: bool = False
+) -> dict[str, dict[str, EvaluationResult]]:
+    """Model -> task -> result. One model in several ways, by protocol, layer, seed, …, is several models.
+
+    Args:
+        results: of any models and tasks.
+        with_protocol: name the protocol also where all results of a model have the same.
 
     Raises:
         ValueError: two results of one model, in one way, on one task.
@@ -80,7 +86,11 @@ def by_model(results: Sequence[EvaluationResult]) -> dict[str, dict[str, Evaluat
     for result, way in zip(results, ways, strict=True):
         name = result.model["name"]
         of_model = [other for one, other in zip(results, ways, strict=True) if one.model["name"] == name]
-        differing = [value for key, value in way.items() if len({other[key] for other in of_model}) > 1]
+        differing = [
+            value
+            for key, value in way.items()
+            if len({other[key] for other in of_model}) > 1 or (with_protocol and key == "protocol")
+        ]
         model = f"{name} ({', '.join(differing)})" if differing else name
         tasks = table.setdefault(model, {})
         if result.task["name"] in tasks:
@@ -97,18 +107,31 @@ def _way(result: EvaluationResult) -> dict[str, str]:
         "protocol": result.protocol["name"],
         "layer": f"block {model.get('layer')}",
         "pooling": str(model.get("pooling")),
+        "feature": str(model.get("feature", "block's output")),
+        "seed": f"seed {result.seed}",
         "weights": f"weights {str(model.get('fingerprint'))[:8]}",
     }
 
 
 def paper_columns(results: dict[str, EvaluationResult]) -> dict[str, float]:
-    """One model's results in Table 1's columns and units. A column that lacks one of its tasks is left out."""
+    """One model's results in Table 1's columns and units.
+
+    A column is left out that lacks one of its tasks, or of which one was evaluated on other images than the registry
+    names, or on some of them. Renditions are told apart among all of ImageNet's classes, as in the released code.
+    """
     row = {}
     for key, column in COLUMNS.items():
         tasks = [name for name, task in TASKS.items() if task.paper_column == key]
-        if all(name in results for name in tasks):
-            row[key] = column.scale * sum(results[name].value for name in tasks) / len(tasks)
+        if all(name in results and _on_the_papers_images(results[name]) for name in tasks):
+            values = [results[name].scores.get("top1_accuracy_all_classes", results[name].value) for name in tasks]
+            row[key] = column.scale * sum(values) / len(values)
     return row
+
+
+def _on_the_papers_images(result: EvaluationResult) -> bool:
+    known, task = TASKS[result.task["name"]], result.task
+    same = known.dataset is None or task.get("dataset", known.dataset) == known.dataset
+    return same and task.get("max_train_images") is None and task.get("max_test_images") is None
 
 
 def paper_table(results: Sequence[EvaluationResult], pairs: Sequence[str] = ()) -> pandas.DataFrame:
@@ -117,7 +140,7 @@ def paper_table(results: Sequence[EvaluationResult], pairs: Sequence[str] = ()) 
     Raises:
         ValueError: an unknown pair.
     """
-    rows = {model: paper_columns(tasks) for model, tasks in by_model(results).items()}
+    rows = {model: paper_columns(tasks) for model, tasks in by_model(results, with_protocol=True).items()}
     for pair in pairs:
         if pair not in TABLE_1:
             raise ValueError(f"Table 1 has no pair {pair!r}: expected one of {', '.join(TABLE_1)}.")

@@ -42,6 +42,8 @@ register_task(
         test_split="validation",
         num_labels=1000,
         target_column="label",
+        num_images=(1_281_167, 50_000),
+        resolution=224,
         paper_column="in_val",
         description="ImageNet-1k, 1,281,167 / 50,000 images; gated.",
     )
@@ -55,6 +57,8 @@ register_task(
         target_column="wnid",
         label_map="imagenet_r",
         head_of="imagenet-1k",
+        num_images=(None, 30_000),
+        resolution=224,
         paper_column="ds",
         description="ImageNet-R, 30,000 renditions of 200 of ImageNet's classes (Hendrycks et al. 2021).",
     )
@@ -67,6 +71,8 @@ register_task(
         train_split=None,
         target_column="cls",
         head_of="imagenet-1k",
+        num_images=(None, 10_000),
+        resolution=224,
         paper_column="ds",
         description="ImageNet-v2 matched-frequency, 10,000 images (Recht et al. 2019).",
     )
@@ -78,6 +84,7 @@ register_task(
         None,
         test_split=None,
         num_labels=1010,
+        resolution=224,
         paper_column="inat",
         description="iNaturalist 2019; no Hub set is known: give its folder {supercategory}/{category}/*.jpg. A "
         "random fifth of its training images is the test set, as in the released code.",
@@ -91,6 +98,8 @@ register_task(
         target_column="variation",
         num_labels=100,
         paper_test_split="val",
+        num_images=(3_334, 3_333),
+        resolution=224,
         paper_column="fg",
         description="FGVC-Aircraft, 100 variants, 3,334 / 3,333 images.",
     )
@@ -102,6 +111,8 @@ register_task(
         "timm/oxford-iiit-pet",
         target_column="label",
         num_labels=37,
+        num_images=(3_680, 3_669),
+        resolution=224,
         paper_column="fg",
         description="Oxford-IIIT Pet, 37 breeds, 3,680 / 3,669 images.",
     )
@@ -114,6 +125,8 @@ register_task(
         test_split="validation",
         target_column="label",
         num_labels=101,
+        num_images=(75_750, 25_250),
+        resolution=224,
         paper_column="fg",
         description="Food-101, 75,750 / 25,250 images.",
     )
@@ -126,6 +139,8 @@ register_task(
         target_column="label",
         num_labels=102,
         paper_test_split="validation",
+        num_images=(1_020, 6_149),
+        resolution=224,
         paper_column="fg",
         description="Oxford Flowers-102, 1,020 / 6,149 images.",
     )
@@ -139,6 +154,8 @@ register_task(
         target_column="annotation",
         num_labels=150,
         reduce_labels=True,
+        num_images=(20_210, 2_000),
+        resolution=224,
         paper_column="ade",
         description="ADE20K, 150 classes (SceneParse150), 20,210 / 2,000 images.",
     )
@@ -151,6 +168,8 @@ register_task(
         test_split="val",
         target_column="depth",
         max_depth=10.0,
+        num_images=(795, 654),
+        resolution=224,
         paper_column="nyud",
         description="NYU-Depth-v2, labelled set at 288x384, 795 / 654 images, metres.",
     )

@@ -104,7 +104,7 @@ class DenseProbe(Probe):
     """
 
     chunk = 2**26
-    """Logits held at once while predicting, in images × outputs × pixels."""
+    """Logits held at once, in heads × images × outputs × pixels."""
 
     def __init__(self, grid: tuple[int, int]):
         self.grid = grid
@@ -119,13 +119,38 @@ class DenseProbe(Probe):
 
     def losses(self, heads: LinearHeads, features: Tensor, targets: Tensor, pixels: Tensor | None = None) -> Tensor:
         """`pixels` (B, P), row · W + column: the loss is taken at these alone; drawn at random, it is unbiased."""
+        sums, count = self._loss_sums(heads, features, targets, pixels)
+        return sums / count.clamp(min=1)
+
+    def gradients(
+        self, heads: LinearHeads, features: Tensor, targets: Tensor, pixels: Tensor | None = None
+    ) -> LinearHeads:
+        # Image by image where need be: the logits of all pixels of a batch are many gigabytes.
+        per_image = len(heads) * self.num_outputs * (targets[0].numel() if pixels is None else pixels.shape[1])
+        images = max(1, self.chunk // per_image)
+        leaves = [tensor.detach().requires_grad_() for tensor in (heads.weight, heads.bias)]
+        total, gradients = 0, [torch.zeros_like(leaf) for leaf in leaves]
+        for start in range(0, len(features), images):
+            part = slice(start, start + images)
+            sums, count = self._loss_sums(
+                LinearHeads(*leaves), features[part], targets[part], None if pixels is None else pixels[part]
+            )
+            for gradient, own in zip(gradients, torch.autograd.grad(sums.sum(), leaves), strict=True):
+                gradient += own
+            total = total + count
+        return LinearHeads(*(gradient / total.clamp(min=1) for gradient in gradients))
+
+    def _loss_sums(
+        self, heads: LinearHeads, features: Tensor, targets: Tensor, pixels: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Sum (G,) of the losses of the pixels that count, and how many these are."""
         maps = self._maps(heads, features)
         if pixels is None:
             logits, targets = self._upsampled(maps, targets.shape[1:]).flatten(2), targets.flatten(1)
         else:
             logits, targets = _at_pixels(maps, pixels, targets.shape[1:]), targets.flatten(1).gather(1, pixels)
         losses, counts = self._pixel_losses(logits.unflatten(1, (len(heads), -1)), targets)
-        return (losses * counts[:, None]).sum(dim=(0, 2)) / counts.sum().clamp(min=1)
+        return (losses * counts[:, None]).sum(dim=(0, 2)), counts.sum()
 
     def predictions(self, heads: LinearHeads, features: Tensor, targets: Tensor) -> Iterator[Tensor]:
         height, width = targets.shape[1:]

@@ -43,6 +43,9 @@ class Task:
         reduce_labels: segmentation: 0 stands for "no class" and class c is stored as c + 1.
         depth_scale: depth: metres of one stored unit.
         max_depth: depth: metres, the end of the last bin; pixels beyond count for nothing.
+        resolution: side in pixels of the model's input in the paper's protocol.
+        num_images: training and test images that the set is known to have, `None` where it is not; another number is
+            warned of.
         head_of: name of the task whose head this one reuses.
         paper_column: key of the column of the paper's Table 1.
         description: one line on where the images come from.
@@ -69,6 +72,8 @@ class Task:
     reduce_labels: bool = False
     depth_scale: float = 1.0
     max_depth: float = 10.0
+    resolution: int | None = None
+    num_images: tuple[int | None, int | None] = (None, None)
     head_of: str | None = None
     paper_column: str | None = None
     description: str = ""
@@ -120,7 +125,7 @@ class Task:
 _TYPES: dict[Any, tuple[str, ...]] = {
     str: ("name", "dataset", "config_name", "revision", "train_split", "test_split", "test_dataset", "head_of")
     + ("paper_test_split", "image_column", "target_column", "paper_column", "description"),
-    int: ("num_labels", "ignore_label"),
+    int: ("num_labels", "ignore_label", "resolution"),
     bool: ("reduce_labels",),
     (int, float): ("test_fraction", "depth_scale", "max_depth"),
 }
@@ -141,7 +146,7 @@ def register_task(task: Task) -> Task:
 
 
 def resolve_tasks(names: Sequence[str]) -> list[Task]:
-    """Tasks from names, groups and YAML or JSON files, each once, a head's task in front of those that reuse it.
+    """Tasks from names, groups and YAML or JSON files, each once.
 
     Raises:
         TaskError: neither a name nor a group nor a file; a file that does not describe a task; two tasks of one name.
@@ -160,13 +165,6 @@ def resolve_tasks(names: Sequence[str]) -> list[Task]:
                 "file that describes one."
             )
         for task in tasks:
-            if task.head_of is not None and task.head_of not in found:
-                if task.head_of not in TASKS:
-                    raise TaskError(
-                        f"Task {task.name!r} reuses the head of {task.head_of!r}, which is not known: name the task "
-                        "that trains it first."
-                    )
-                found[task.head_of] = TASKS[task.head_of]
             if found.setdefault(task.name, task) != task:
                 raise TaskError(f"Two tasks are called {task.name!r}: give the one in a file another name.")
     return list(found.values())

@@ -32,7 +32,9 @@ def image_views(size: tuple[int, int], protocol: Protocol, *, augmented: bool, s
     """Classification: the paper's test transform (resize, centre crop), or RandomResizedCrop and flip."""
     if not augmented:
         return Views(eval_transform(size))
-    return Views(train_transform(size, min_scale=protocol.crop_scale[0]), protocol.views, seed)
+    low, high = protocol.crop_scale
+    transform = train_transform(size, min_scale=low, max_scale=high, ratio=protocol.crop_ratio)
+    return Views(transform, protocol.views, seed)
 
 
 def annotated_views(size: tuple[int, int], protocol: Protocol, *, augmented: bool, seed: int) -> Views:

@@ -15,7 +15,7 @@ from singer_hf.evaluation.views import annotated_views
 COUNT, SIZE = 4, (24, 32)
 
 
-def read_target(values, where):
+def read_target(values):
     return torch.from_numpy(np.asarray(values).astype(np.int16))
 
 
@@ -167,7 +167,7 @@ def replaced(column: str, index: int, cell) -> datasets.Dataset:
 def test_a_missing_annotation_names_its_image():
     dataset = annotated(replaced("annotation", 2, None))
     assert dataset[0, 1]["target"].shape == SIZE
-    with pytest.raises(AnnotationError, match="Image 2 has no annotation"):
+    with pytest.raises(AnnotationError, match="Image 2: it has no annotation"):
         dataset[0, 2]
 
 

@@ -65,6 +65,19 @@ def test_the_whole_group_fills_the_whole_row():
     assert all(TASKS[name].paper_column in COLUMNS for name in GROUPS["paper"])
 
 
+def test_other_images_than_the_papers_stand_in_no_column():
+    for task in ({"dataset": "./imagenette"}, {"max_test_images": 10}, {"max_train_images": 10}):
+        ours = result("imagenet-1k", 0.99)
+        ours.task.update(task)
+        assert paper_columns({"imagenet-1k": ours}) == {}
+
+
+def test_renditions_count_among_all_classes():
+    renditions = result("imagenet-r", 0.9)
+    renditions.scores["top1_accuracy_all_classes"] = 0.2
+    assert paper_columns({"imagenet-r": renditions, "imagenet-v2": result("imagenet-v2", 0.6)}) == {"ds": 40}
+
+
 # -- models -----------------------------------------------------------------------------------------------------------
 def test_results_are_grouped_by_model():
     found = by_model(
@@ -90,9 +103,11 @@ def test_protocols_are_told_apart():
 def test_the_papers_rows_stand_under_ours():
     table = paper_table([result("imagenet-1k", 0.7), *(result(n, v) for n, v in FG.items())], ["ViT-L → ViT-T"])
     assert list(table.columns) == ["IN-val", "ADE20K", "NYUd", "iNat2019", "DS", "FG"]
-    assert list(table.index) == ["ours", *(f"paper, ViT-L → ViT-T, {m}" for m in TABLE_1["ViT-L → ViT-T"])]
-    assert table.loc["ours", "IN-val"] == pytest.approx(70) and table.loc["ours", "FG"] == pytest.approx(35)
-    assert math.isnan(table.loc["ours", "DS"])
+    assert list(table.index) == ["ours (default)", *(f"paper, ViT-L → ViT-T, {m}" for m in TABLE_1["ViT-L → ViT-T"])]
+    assert table.loc["ours (default)", "IN-val"] == pytest.approx(70) and table.loc[
+        "ours (default)", "FG"
+    ] == pytest.approx(35)
+    assert math.isnan(table.loc["ours (default)", "DS"])
     assert table.loc["paper, ViT-L → ViT-T, SiNGER", "NYUd"] == 0.9406
 
 
@@ -103,7 +118,7 @@ def test_a_pair_that_the_table_lacks():
 
 def test_figures_are_shown_with_the_papers_digits():
     shown = paper_table_shown(paper_table([result("imagenet-1k", 0.7)], ["ViT-L → ViT-S"]))
-    assert list(shown.loc["ours"]) == ["70.00", "–", "–", "–", "–", "–"]
+    assert list(shown.loc["ours (default)"]) == ["70.00", "–", "–", "–", "–", "–"]
     assert list(shown.loc["paper, ViT-L → ViT-S, SiNGER"]) == ["79.13", "30.06", "0.9026", "57.21", "48.91", "77.59"]
 
 

@@ -93,10 +93,9 @@ def test_names_and_groups_give_each_task_once_in_order():
     assert resolve_tasks([]) == []
 
 
-def test_the_task_that_trains_a_head_comes_before_those_that_reuse_it():
-    assert names(resolve_tasks(["imagenet-v2"])) == ["imagenet-1k", "imagenet-v2"]
-    assert names(resolve_tasks(["ds"])) == ["imagenet-1k", "imagenet-r", "imagenet-v2"]
-    assert names(resolve_tasks(["imagenet-r", "imagenet-1k"])) == ["imagenet-1k", "imagenet-r"]
+def test_a_task_that_reuses_a_head_is_named_alone():
+    assert names(resolve_tasks(["imagenet-v2"])) == ["imagenet-v2"]
+    assert names(resolve_tasks(["ds"])) == ["imagenet-r", "imagenet-v2"]
     assert names(resolve_tasks(["paper"])) == list(GROUPS["paper"])
 
 
@@ -150,7 +149,7 @@ def test_a_file_that_is_not_there_or_no_text(tmp_path):
 
 def test_a_file_that_reuses_a_head(tmp_path):
     path = file_of(tmp_path, kind="classification", dataset="x", train_split=None, head_of="imagenet-1k")
-    assert names(resolve_tasks([path])) == ["imagenet-1k", "birds"]
+    assert names(resolve_tasks([path])) == ["birds"]
     owls = file_of(tmp_path, "owls.yaml", kind="classification", dataset="x", train_split=None, head_of="all-birds")
     with pytest.raises(TaskError, match="'owls' reuses the head of 'all-birds', which is not known"):
         resolve_tasks([owls])
