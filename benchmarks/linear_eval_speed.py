@@ -98,7 +98,7 @@ def classes_of(source: str, classes: int | None, path: Path) -> str:
     """The images of the first classes, as a parquet file."""
     if classes is None:
         return source
-    images = load_images(source, split="all")
+    images = load_images(source, split="train")
     column = find_label_column(images)
     names = images.features[column].names[:classes]
     images = images.filter(lambda label: label < classes, input_columns=column)

@@ -12,9 +12,12 @@ import pytest
 from families import tiny_vit, vit_processor
 from images import image_dataset, with_corrupt_image
 
-from singer_hf.evaluation import EvaluationResult
+from singer_hf.evaluation import TASKS, EvaluationResult
 
 ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "tests" / "evaluation"))
+from scenes import scenes  # noqa: E402
+
 TWO_PROCESSES = ("--config_file", str(ROOT / "examples" / "accelerate" / "cpu_2_processes.yaml"))
 
 
@@ -82,12 +85,50 @@ def test_two_processes_give_the_scores_of_one(folder):
             done = launch(example, *command, *extra, launcher=launcher)
             assert done.returncode == 0, done.stderr
     one, two = results(folder / "one"), results(folder / "two")
-    assert list(one) == list(two) == ["train.default", "train.paper"]
+    assert len(one) == 2 and list(one) == list(two)
     for name, result in one.items():
         assert two[name].environment["processes"] == 2
         assert two[name].scores == pytest.approx(result.scores, abs=1e-6)
         assert two[name].hyperparameters == result.hyperparameters
         assert two[name].seconds["images_extracted"] == result.seconds["images_extracted"]
+
+
+def test_two_processes_segment_as_one(folder):
+    """Five test images for two processes, and one for a third task's two processes, of which one has none."""
+    scenes(12).to_parquet(folder / "scenes.parquet")
+    scenes(5, seed=1).to_parquet(folder / "five.parquet")
+    scenes(1, seed=2).to_parquet(folder / "single.parquet")
+    for test in ("five", "single"):
+        path = folder / f"{test}.yaml"
+        path.write_text(
+            f"kind: segmentation\ndataset: {folder}/scenes.parquet\ntest_dataset: {folder}/{test}.parquet\n"
+            "num_labels: 3\nignore_label: 9\n"
+        )
+    files = (str(folder / "five.yaml"), str(folder / "single.yaml"))
+    plain = {"kind": None, "dataset": None, "test_dataset": None, "epochs": 5}
+    for name, launcher in (("one", ("--num_processes", "1")), ("two", (*TWO_PROCESSES, "--main_process_port", "0"))):
+        command = options(folder, output_dir=folder / name, cache_dir=folder / f"cache_{name}", **plain)
+        done = launch(ROOT / "examples" / "evaluate.py", *command, "--tasks", *files, launcher=launcher)
+        assert done.returncode == 0, done.stderr
+    one, two = results(folder / "one"), results(folder / "two")
+    assert len(one) == 2 and list(one) == list(two)
+    for name, result in one.items():
+        for score, value in result.scores.items():
+            assert two[name].scores[score] == pytest.approx(value, abs=1e-6, nan_ok=True), (name, score)
+
+
+def test_a_task_that_cannot_run_is_found_before_any_is_evaluated(folder):
+    """The group of the paper's tasks lacks the images of one of them."""
+    good, bad = folder / "good.yaml", folder / "bad.yaml"
+    good.write_text(f"kind: classification\ndataset: {folder}/train.parquet\ntest_dataset: {folder}/test.parquet\n")
+    bad.write_text("kind: classification\ntest_split: null\n")
+    command = options(folder, kind=None, dataset=None, test_dataset=None)
+    with pytest.raises(SystemExit, match="Task 'bad' needs its images.*--dataset_of bad=IMAGES"):
+        script("evaluate").main([*command, "--tasks", str(good), str(bad)])
+    assert not (folder / "cache").exists() and not (folder / "out").exists()
+    own = f"bad={folder}/train.parquet"
+    found = script("evaluate").run([*command, "--tasks", str(good), str(bad), "--dataset_of", own])
+    assert [result.task["name"] for result in found] == ["good", "bad"]
 
 
 def test_processes_that_do_not_see_each_other_are_refused(folder):
@@ -133,6 +174,9 @@ def test_tasks_from_files_options_and_the_registry(folder):
         ({"tasks": "pets"}, "use one of them"),
         ({"kind": None, "tasks": "petss", "dataset": None, "test_dataset": None}, "Unknown task 'petss'"),
         ({"kind": None, "tasks": "inat2019", "dataset": None, "test_dataset": None}, "needs its images"),
+        ({"kind": None, "tasks": "fg", "dataset": None, "test_dataset": None, "dataset_of": "petz=x"}, "got petz=x"),
+        ({"export_classifier": "out", "adapter": "some/adapter"}, "--export_classifier does not read --adapter"),
+        ({"protocol": "paper", "validation_fraction": 0.2}, "leave validation_fraction out"),
         ({"kind": None, "tasks": "fg"}, "name one task"),
         ({"kind": "segmentation"}, "set num_labels"),
         ({"model": "nowhere"}, "'nowhere' is no folder here"),
@@ -228,11 +272,12 @@ def test_results_beside_the_papers_figures(folder, capsys):
     """Three results under the names of the paper's tasks, with scores that can be recognised."""
     script("evaluate").main(options(folder))
     result = next(iter(results(folder / "out").values()))
-    for name, value in {"imagenet-1k": 0.5, "imagenet-r": 0.25, "imagenet-v2": 0.35, "ade20k": 0.2}.items():
+    for name, value in {"imagenet-1k": 0.5, "imagenet-r": 0.25, "imagenet-v2": 0.35, "ade20k": 0.2, "mine": 1}.items():
+        dataset = TASKS[name].dataset if name in TASKS else "./mine"
         record = EvaluationResult(
             **{
                 **{key: getattr(result, key) for key in result.__dataclass_fields__},
-                "task": result.task | {"name": name},
+                "task": result.task | {"name": name, "dataset": dataset},
                 "scores": {"top1_accuracy": value},
             }
         )
@@ -242,11 +287,12 @@ def test_results_beside_the_papers_figures(folder, capsys):
     script("compare").main([str(folder / "paper"), "--paper", "ViT-L → ViT-T", "--radar", str(picture)])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["IN-val", "ADE20K", "NYUd", "iNat2019", "DS", "FG"]
-    ours = next(line for line in lines if "model" in line).split()
+    ours = next(line for line in lines if "model (default)" in line).split()
     assert ours[-6:] == ["50.00", "20.00", "–", "–", "30.00", "–"]
     singer = next(line for line in lines if "SiNGER" in line).split()
     assert singer[-6:] == ["70.59", "21.76", "0.9406", "41.11", "38.87", "64.61"]
     assert picture.stat().st_size > 10_000
+    assert "100.00 %" in lines[-2]  # the task that the paper does not have, in a table of its own
 
 
 def test_no_results(folder):

@@ -2,6 +2,7 @@
 
 import json
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -10,7 +11,15 @@ from families import FAMILIES, crop_processor, tiny_model, tiny_vit, vit_process
 from images import image_dataset
 from scenes import scenes
 
-from singer_hf.evaluation import Extractor, FrozenBackbone, LinearEvaluator, Task, find_results, register_task
+from singer_hf.evaluation import (
+    AnnotationError,
+    Extractor,
+    FrozenBackbone,
+    LinearEvaluator,
+    Task,
+    find_results,
+    register_task,
+)
 from singer_hf.evaluation.task import TASKS
 
 
@@ -176,6 +185,55 @@ def test_a_head_is_trained_once_and_reused(data, evaluator, tmp_path, reusing):
     assert path.stat().st_mtime_ns != written
 
 
+def test_classes_of_a_reused_head_are_matched_by_name(data, evaluator, tmp_path, reusing):
+    """A set that lacks the first classes counts the others from 0."""
+    images = image_dataset(48, classes=6, seed=1).filter(lambda label: label >= 2, input_columns="label")
+    renamed = datasets.ClassLabel(names=["2", "3", "4", "5"])
+    images = images.map(lambda row: {"label": row["label"] - 2}).cast_column("label", renamed)
+    images.to_parquet(tmp_path / "late.parquet")
+    task, _ = reusing
+    assert evaluator().run(task.with_options(dataset=str(tmp_path / "late.parquet"))).value > 0.8
+
+
+def test_a_head_of_other_labels_is_not_reused(data, evaluator, reusing):
+    task, _ = reusing
+    assert evaluator().run(task).value > 0.8
+    shifted = image_dataset(96, classes=6).map(lambda row: {"label": (row["label"] + 1) % 6})
+    shifted.to_parquet(data / "shifted.parquet")
+    register_task(TASKS["head-task"].with_options(dataset=str(data / "shifted.parquet")))
+    assert evaluator().run(task).value < 0.2
+
+
+def test_masks_that_are_missing_are_found_before_the_backbone_runs(data, evaluator, tmp_path):
+    images = scenes(6)
+    masks = [None if index == 3 else mask for index, mask in enumerate(images["annotation"])]
+    images = images.remove_columns("annotation").add_column("annotation", masks, feature=datasets.Image())
+    images.to_parquet(tmp_path / "lacking.parquet")
+    with pytest.raises(AnnotationError, match="1 of 6 images have no annotation.*the first is image 3"):
+        evaluator().run(dense(data, "segmentation", dataset=str(tmp_path / "lacking.parquet")))
+    assert not (tmp_path / "cache").exists()
+
+
+def test_depths_of_another_unit_are_found_before_the_backbone_runs(data, evaluator, tmp_path):
+    with pytest.raises(
+        AnnotationError, match="not one pixel of 8 depth maps lies between 0 and 10 m"
+    ):
+        evaluator().run(dense(data, "depth", depth_scale=1.0))
+    assert not (tmp_path / "cache").exists()
+
+
+def test_the_papers_protocol_is_for_the_papers_resolution(data, evaluator):
+    with pytest.raises(ValueError, match="at 224x224 pixels; this model's input is 32x32. Set image_size=224"):
+        evaluator(protocol="paper", options={}).run(classification(data, resolution=224))
+
+
+def test_results_of_other_options_stand_beside_each_other(data, evaluator, tmp_path):
+    evaluator().run(classification(data))
+    evaluator(seed=1).run(classification(data))
+    evaluator().run(classification(data))
+    assert len(find_results([tmp_path / "out"])) == 2
+
+
 @pytest.mark.parametrize("protocol", ["default", "paper"])
 def test_images_of_some_classes_are_told_apart_among_these_or_all(data, evaluator, tmp_path, reusing, protocol):
     few = image_dataset(40, classes=4, seed=2).map(lambda row: {"wnid": f"n{row['label']}"})
@@ -187,8 +245,9 @@ def test_images_of_some_classes_are_told_apart_among_these_or_all(data, evaluato
     options = {"epochs": (3,), "learning_rates": (0.02,)} | ({"views": 1} if protocol == "paper" else {})
     scores = evaluator(protocol=protocol, options=options).run(task).scores
     other = "top1_accuracy_all_classes" if protocol == "default" else "top1_accuracy_4_classes"
-    among, everything = scores["top1_accuracy"], scores[other]
-    assert (among >= everything) if protocol == "default" else (everything >= among)
+    first, second = scores["top1_accuracy"], scores[other]
+    among, everything = (first, second) if protocol == "default" else (second, first)
+    assert everything < among < 1  # some images look like one of the other classes to a head of 3 epochs
 
 
 def test_a_set_without_a_test_split(data, evaluator):
