@@ -215,9 +215,7 @@ def test_masks_that_are_missing_are_found_before_the_backbone_runs(data, evaluat
 
 
 def test_depths_of_another_unit_are_found_before_the_backbone_runs(data, evaluator, tmp_path):
-    with pytest.raises(
-        AnnotationError, match="not one pixel of 8 depth maps lies between 0 and 10 m"
-    ):
+    with pytest.raises(AnnotationError, match="not one pixel of 8 depth maps lies between 0 and 10 m"):
         evaluator().run(dense(data, "depth", depth_scale=1.0))
     assert not (tmp_path / "cache").exists()
 
