@@ -122,10 +122,11 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=3, help="of the cached way's accuracy")
     parser.add_argument("--full", action="store_true", help="run the plain loop to its end for its accuracy")
-    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that decode images")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch, beside the workers")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/linear_eval_speed.json"))
     args = parser.parse_args()
-    torch.set_num_threads(os.cpu_count())
+    torch.set_num_threads(args.threads)
 
     state = PartialState()
     backbone = FrozenBackbone.load(args.model, device=state.device)

@@ -205,7 +205,7 @@ def test_a_head_of_other_labels_is_not_reused(data, evaluator, reusing):
 
 
 def test_masks_that_are_missing_are_found_before_the_backbone_runs(data, evaluator, tmp_path):
-    images = scenes(6)
+    images = scenes(6).cast_column("annotation", datasets.Image(decode=False))
     masks = [None if index == 3 else mask for index, mask in enumerate(images["annotation"])]
     images = images.remove_columns("annotation").add_column("annotation", masks, feature=datasets.Image())
     images.to_parquet(tmp_path / "lacking.parquet")
@@ -234,18 +234,21 @@ def test_results_of_other_options_stand_beside_each_other(data, evaluator, tmp_p
 
 @pytest.mark.parametrize("protocol", ["default", "paper"])
 def test_images_of_some_classes_are_told_apart_among_these_or_all(data, evaluator, tmp_path, reusing, protocol):
-    few = image_dataset(40, classes=4, seed=2).map(lambda row: {"wnid": f"n{row['label']}"})
+    # Images of classes 4 and 5 stand for 1 and 2, the next ones by colour: what a head of all classes cannot know.
+    few = image_dataset(48, classes=6, seed=2)
+    few = few.map(lambda row: {"wnid": f"n{row['label'] if row['label'] < 4 else row['label'] - 3}"})
     few.to_parquet(tmp_path / "few.parquet")
     task, _ = reusing
     task = task.with_options(
         dataset=str(tmp_path / "few.parquet"), target_column="wnid", label_map={f"n{c}": c for c in range(4)}
     )
-    options = {"epochs": (3,), "learning_rates": (0.02,)} | ({"views": 1} if protocol == "paper" else {})
+    options = {"epochs": (30,), "learning_rates": (0.1,), "standardize": True}
+    options |= {"views": 1} if protocol == "paper" else {}
     scores = evaluator(protocol=protocol, options=options).run(task).scores
     other = "top1_accuracy_all_classes" if protocol == "default" else "top1_accuracy_4_classes"
     first, second = scores["top1_accuracy"], scores[other]
     among, everything = (first, second) if protocol == "default" else (second, first)
-    assert everything < among < 1  # some images look like one of the other classes to a head of 3 epochs
+    assert everything < among
 
 
 def test_a_set_without_a_test_split(data, evaluator):
