@@ -27,6 +27,7 @@ from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from typing import Optional
 
+import torch
 from accelerate import PartialState
 
 from singer_hf.command_line import errors_in_one_line, parse_options, setup
@@ -253,6 +254,8 @@ def run(argv: list[str]) -> list[EvaluationResult]:
         # A process that trains the heads alone keeps the others waiting longer than torch's 10 minutes.
         state = PartialState(cpu=args.use_cpu, timeout=timedelta(hours=12))
         check_launch(state.num_processes)
+        if state.device.type == "cpu":  # accelerate's launcher leaves a process one thread
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // state.num_processes))
     logging.basicConfig()
     if args.debug:
         logging.getLogger("singer_hf").setLevel(logging.DEBUG)
