@@ -21,9 +21,9 @@ def test_table_8_is_what_the_real_block_does(images):
     model = tiny_vit(initializer_range=0.2).eval()
     backbone = vision_backbone(model)
     basis = torch.linalg.qr(torch.randn(32, 5))[0]
-    measured = measure_perturbations(backbone, [1], images[:12], rank=5, seed=3, bases={"mine": lambda context: basis})
+    measured = measure_perturbations(backbone, [1], images[:24], rank=5, seed=3, bases={"mine": lambda context: basis})
     with torch.no_grad():
-        features = backbone.features(images[6:12], [1, 2])
+        features = backbone.features(images[12:24], [1, 2])
         hidden, output = features.hidden[1], features.hidden[2][:, 1:]
         delta = random_perturbation(hidden[:, 1:], basis, 0.2, torch.Generator().manual_seed(3))
         perturbed = backbone.run_block(2, torch.cat([hidden[:, :1], hidden[:, 1:] + delta], dim=1))[:, 1:]

@@ -5,7 +5,7 @@ from peft import PeftModel, get_peft_model
 
 from singer_hf import NullspaceLoraConfig, vision_backbone
 from singer_hf.diagnosis import Refinement, adapter_refinements, energy_shares, initial_refinements, refined_model
-from singer_hf.diagnosis.spectrum import surrogate_spectrum
+from singer_hf.diagnosis.spectrum import left_singular_vectors
 
 
 def test_an_adapters_matrices_refine_as_its_layer_does():
@@ -55,7 +55,7 @@ def test_refinements_are_saved_as_an_adapter_and_come_back(tmp_path):
 
 
 def test_energy_of_a_null_basis_of_a_leading_basis_and_of_chance():
-    left = surrogate_spectrum(vision_backbone(tiny_vit()), 1).left
+    left = left_singular_vectors(vision_backbone(tiny_vit()), 1)
     assert energy_shares(left[:, -8:], left) == pytest.approx({"prob": 0, "safe": 1}, abs=1e-9)
     assert energy_shares(left[:, :4], left) == pytest.approx({"prob": 1, "safe": 0}, abs=1e-9)
     shares = energy_shares(torch.randn(32, 4000), left)

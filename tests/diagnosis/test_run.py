@@ -72,7 +72,7 @@ def test_tables_state_the_recorded_numbers(whole):
     assert len(tables.effect_table(result).rows) == 3 + 3 + 2 + 2
     second = tables.table_2(result).rows[0]
     last = result["students"]["<run>"][-1]
-    assert second[:3] == ["<run>", f"{last['gram_distance_per_patch']:.3f}", f"{last['cka']:.3f}"]
+    assert second[:4] == ["<run>", "3 / 2", f"{last['gram_distance_per_patch']:.3f}", f"{last['cka']:.3f}"]
 
 
 def test_the_report_shows_every_section_and_no_raw_name(whole):
@@ -93,7 +93,7 @@ def test_shown_images_are_those_with_most_outliers(whole):
     with torch.no_grad():
         hidden = backbone.features(whole.sample.teacher_pixels, whole.layers).hidden
     counts = sum(
-        (hidden[layer][:, 1:].norm(dim=-1) >= whole.teacher.threshold(layer)).sum(dim=1) for layer in whole.layers
+        whole.teacher.is_outlier(layer, hidden[layer][:, 1:].norm(dim=-1)).sum(dim=1) for layer in whole.layers
     )
     others = [index for index in range(len(whole.sample)) if index not in whole.shown]
     assert counts[whole.shown].min() >= counts[others].max()

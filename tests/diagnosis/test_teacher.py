@@ -52,8 +52,8 @@ def test_every_number_is_the_one_computed_from_all_features_at_once(artifact_tea
     rank = (variance[:, :, None] > variance[:, None]).sum(dim=2) + 0.5
     assert traits.variance_rank == pytest.approx((rank[outliers] / 16).mean().item(), **LOOSE)
     assert traits.background_share == pytest.approx((rank[outliers] / 16 < 0.25).float().mean().item(), **LOOSE)
-    spectrum = surrogate_spectrum(backbone, 2)
-    for name, direction in (("input_cosine", spectrum.leading_input), ("output_cosine", spectrum.leading_output)):
+    into_next, from_own = surrogate_spectrum(backbone, 3).leading_input, surrogate_spectrum(backbone, 2).leading_output
+    for name, direction in (("input_cosine", into_next), ("output_cosine", from_own)):
         cosine = torch.nn.functional.cosine_similarity(patches.double(), direction, dim=-1).abs()
         assert getattr(traits, name) == pytest.approx(cosine[outliers].mean().item(), **LOOSE)
         assert getattr(traits, f"{name}_others") == pytest.approx(cosine[~outliers].mean().item(), **LOOSE)
