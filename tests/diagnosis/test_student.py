@@ -80,6 +80,22 @@ def test_the_remaining_loss_is_that_of_the_projected_student(artifact_teacher, s
     assert result["remaining_gradient_on_outliers"] == pytest.approx(outlier_gradient_share(*parts), rel=1e-4)
 
 
+def test_a_student_that_cannot_be_measured(teacher, student, images, diagnosis):
+    parts = vision_backbone(teacher), vision_backbone(student), [], [(images, images)]
+    student.train()
+    with pytest.raises(ValueError, match="Student 'student' is in training mode"):
+        measure_student(*parts, diagnosis=diagnosis)
+    with torch.no_grad():
+        next(student.eval().parameters()).fill_(float("nan"))
+    with pytest.raises(ValueError, match="Student 'student': .* holds NaN"):
+        measure_student(*parts, diagnosis=diagnosis)
+
+
+def test_projectors_without_a_student_layer():
+    with pytest.raises(ValueError, match="every projector needs the student layer"):
+        StudentFit({3: torch.nn.Linear(16, 32)}, {})
+
+
 def test_the_layers_that_a_run_joined_are_compared(teacher, student, images, diagnosis):
     fit = StudentFit({1: torch.nn.Linear(16, 32)}, {1: 0})
     pairs = [(images, images)]

@@ -74,6 +74,38 @@ def test_batch_sizes_and_order_do_not_matter(artifact_teacher, images):
     )
 
 
+def test_what_is_kept_does_not_grow_with_the_batches(artifact_teacher, images, monkeypatch):
+    """Statistics' tensors after one and after ten batches: as many bytes, and no more of them."""
+    from singer_hf.diagnosis import teacher as module
+
+    kept = []
+
+    class Recorded(module._LayerStatistics):
+        def __init__(self, *args):
+            super().__init__(*args)
+            kept.append(self)
+
+    monkeypatch.setattr(module, "_LayerStatistics", Recorded)
+
+    def size(batches):
+        kept.clear()
+        diagnose_teacher(vision_backbone(artifact_teacher), batches)
+        return [tensor_sizes(layer) for layer in kept]
+
+    assert size([images]) == size([images] * 10)
+
+
+def tensor_sizes(value):
+    """Bytes of every tensor and list held by an object, in nested attributes."""
+    if isinstance(value, torch.Tensor):
+        return [value.untyped_storage().nbytes()]
+    if isinstance(value, dict):
+        return [size for item in value.values() for size in tensor_sizes(item)]
+    if isinstance(value, list | tuple):
+        return [64 * len(value), *(size for item in value for size in tensor_sizes(item))]
+    return tensor_sizes(vars(value)) if hasattr(value, "__dict__") else []
+
+
 def test_planted_output_directions_are_the_leading_right_singular_vector(artifact_teacher, images):
     traits = diagnose_teacher(vision_backbone(artifact_teacher), images.split(16)).layers[2].traits
     assert traits.output_cosine > 0.9 > 0.5 > traits.output_cosine_others
