@@ -58,30 +58,26 @@ def main() -> None:
     if args.images is not None:
         one(args)
         return
+    config = {
+        "data": args.data,
+        "split": args.split,
+        "counts": args.counts,
+        "batch_size": args.batch_size,
+        "machine": platform.machine(),
+    }
     runs = []
     for _ in range(args.repeats):
-        runs.append([])
+        rows: list[dict] = []
         for count in args.counts:
             command = [sys.executable, __file__, args.data, "--split", args.split, "--images", str(count)]
             done = subprocess.run(
                 [*command, "--batch_size", str(args.batch_size)], check=True, capture_output=True, text=True
             )
-            runs[-1].append(json.loads(done.stdout.splitlines()[-1]))
-            print(runs[-1][-1], flush=True)
-    result = {
-        "runs": runs,
-        "config": {
-            "data": args.data,
-            "split": args.split,
-            "counts": args.counts,
-            "repeats": args.repeats,
-            "batch_size": args.batch_size,
-            "machine": platform.machine(),
-        },
-        "versions": versions(),
-    }
+            rows.append(json.loads(done.stdout.splitlines()[-1]))
+            print(rows[-1], flush=True)
+        runs.append({"rows": rows, "config": config, "versions": versions()})
     if args.output is not None:
-        args.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        args.output.write_text(json.dumps({"runs": runs}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

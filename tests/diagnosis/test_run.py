@@ -202,8 +202,7 @@ def test_every_family_goes_through_all_of_it(family, batches):
         options=DiagnosisOptions(perturbation_images=4, rank=4, layers=[0, 2]),
     )
     result = found.summary()
-    assert [layer["layer"] for layer in result["students"]["same"]] == [0, 2]
-    print(family, result["teacher"]["artifact_layers"], list(result["refinements"]))
+    assert [layer["teacher_layer"] for layer in result["students"]["same"]] == [0, 2]
     cosine = result["refinements"][INITIAL][0]["cosine_next_block"]["mean"]
     assert 0 < cosine <= 1 and math.isfinite(result["perturbations"]["0"]["full Jacobian"]["l2"])
 
