@@ -203,6 +203,7 @@ def test_every_family_goes_through_all_of_it(family, batches):
     )
     result = found.summary()
     assert [layer["teacher_layer"] for layer in result["students"]["same"]] == [0, 2]
+    assert (CLOSED_FORM in result["refinements"]) == (found.teacher.layers[2].outliers.count > 0)
     cosine = result["refinements"][INITIAL][0]["cosine_next_block"]["mean"]
     assert 0 < cosine <= 1 and math.isfinite(result["perturbations"]["0"]["full Jacobian"]["l2"])
 
