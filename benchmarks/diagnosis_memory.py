@@ -4,8 +4,9 @@
         --output benchmarks/results/diagnosis_memory.json
 
 A ViT of random weights (12 blocks of width 192, 224-pixel images) is diagnosed on each number of images in a process
-of its own, whose peak resident memory is read, beside that of a process that does everything but the pass. All the
-statistics of a whole diagnosis of a teacher are kept; nothing that is kept grows with the images.
+of its own, whose peak resident memory is read, beside that of a process that does everything but the pass; all of
+this --repeats times, since the peak differs from process to process. All the statistics of a whole diagnosis of a
+teacher are kept; nothing that is kept grows with the images.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ def main() -> None:
     parser.add_argument("data", help="images: parquet file or glob, folder, Hub id")
     parser.add_argument("--split", default="train", help="its split")
     parser.add_argument("--counts", type=int, nargs="+", default=[0, 100, 500, 1000, 2000, 5000], help="images")
+    parser.add_argument("--repeats", type=int, default=2, help="how often all counts are gone through")
     parser.add_argument("--batch_size", type=int, default=32, help="images a forward pass")
     parser.add_argument("--output", type=Path, help="JSON file to write; default: print only")
     parser.add_argument("--images", type=int, help="diagnose once, in this process, on so many images")
@@ -56,21 +58,26 @@ def main() -> None:
     if args.images is not None:
         one(args)
         return
-    rows = []
-    for count in args.counts:
-        command = [sys.executable, __file__, args.data, "--split", args.split, "--images", str(count)]
-        done = subprocess.run(
-            [*command, "--batch_size", str(args.batch_size)], check=True, capture_output=True, text=True
-        )
-        rows.append(json.loads(done.stdout.splitlines()[-1]))
-        print(rows[-1], flush=True)
-    result = {
-        "rows": rows,
-        "config": {"split": args.split, "batch_size": args.batch_size, "machine": platform.machine()},
-        "versions": versions(),
+    config = {
+        "data": args.data,
+        "split": args.split,
+        "counts": args.counts,
+        "batch_size": args.batch_size,
+        "machine": platform.machine(),
     }
+    runs = []
+    for _ in range(args.repeats):
+        rows: list[dict] = []
+        for count in args.counts:
+            command = [sys.executable, __file__, args.data, "--split", args.split, "--images", str(count)]
+            done = subprocess.run(
+                [*command, "--batch_size", str(args.batch_size)], check=True, capture_output=True, text=True
+            )
+            rows.append(json.loads(done.stdout.splitlines()[-1]))
+            print(rows[-1], flush=True)
+        runs.append({"rows": rows, "config": config, "versions": versions()})
     if args.output is not None:
-        args.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        args.output.write_text(json.dumps({"runs": runs}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

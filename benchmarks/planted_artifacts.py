@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from digits_world import digits_datasets, pixels_and_labels, train_teacher  # noqa: E402
 
 from singer_hf import VisionBackbone, vision_backbone  # noqa: E402
-from singer_hf.diagnosis import diagnose_teacher, recommend  # noqa: E402
+from singer_hf.diagnosis import TeacherDiagnosis, diagnose_teacher, recommend  # noqa: E402
 from singer_hf.losses import patch_norms  # noqa: E402
 from singer_hf.provenance import versions  # noqa: E402
 
@@ -45,10 +45,10 @@ def planted_patches(backbone: VisionBackbone, block: int, unit: int, pixels: Ten
 
 
 @torch.no_grad()
-def found_patches(backbone: VisionBackbone, layer: int, threshold: float, pixels: Tensor) -> Tensor:
-    """(images, n) bool: outliers by the diagnosis's threshold."""
+def found_patches(backbone: VisionBackbone, layer: int, found: TeacherDiagnosis, pixels: Tensor) -> Tensor:
+    """(images, n) bool: outliers by the diagnosis."""
     hidden = backbone.features(pixels, [layer]).hidden[layer]
-    return patch_norms(hidden[:, backbone.num_prefix_tokens :]) >= threshold
+    return found.is_outlier(layer, patch_norms(hidden[:, backbone.num_prefix_tokens :]))
 
 
 def run(seed: int) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def run(seed: int) -> dict[str, Any]:
             entry |= {"planted_from_block": block, "planted": int(fires.sum()), "strongly_planted": int(strong.sum())}
             entry["blocks"] = []
             for layer in range(block, backbone.num_blocks):
-                marked = found_patches(backbone, layer, found.threshold(layer), pixels)
+                marked = found_patches(backbone, layer, found, pixels)
                 entry["blocks"].append(
                     {
                         "block": layer,

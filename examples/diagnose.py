@@ -12,7 +12,6 @@ are outliers.
 from __future__ import annotations
 
 import json
-import re
 import shlex
 import sys
 import time
@@ -21,8 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, Optional
 
 import torch
-from peft import PeftModel
-from safetensors.torch import load_file
+from peft import PeftConfig, PeftModel
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
@@ -36,9 +34,9 @@ from singer_hf.diagnosis import (
     ImageBatches,
     ModelInput,
     OutlierRule,
-    StudentFit,
     adapter_refinements,
     diagnose,
+    load_fit,
     refined_model,
     render_report,
     report_sections,
@@ -81,8 +79,9 @@ class DiagnoseArguments:
     )
     max_images: Optional[int] = field(
         default=1000,
-        metadata={"help": "Images, evenly spaced over the data (of a stream the first); 1,000 fix a share of 1 %% to "
-                  "±0.02 %%. 0: all."},
+        metadata={"help": "Images, evenly spaced over the data (of a stream the first); 0: all. 1,000 images "
+                  "of 196 patches fix a share of 1 %% to ±0.02 %% if patches were independent; those of an image are "
+                  "not, so the true error is greater."},
     )  # fmt: skip
     streaming: bool = field(default=False, metadata={"help": "Read the data while diagnosing, without a copy."})
     image_size: Optional[int] = field(
@@ -157,8 +156,17 @@ def load_model(args: DiagnoseArguments, name: str, revision: str | None = None) 
     return model.eval().to(args.torch_device), find_processor(name, model.config, revision=revision)
 
 
-def load_adapter(model: Any, path: str) -> dict:
+def load_adapter(args: DiagnoseArguments, model: Any, path: str) -> dict:
     """The refinements of an adapter; the model is as it was afterwards."""
+    config, width = PeftConfig.from_pretrained(path), vision_backbone(model).hidden_size
+    if getattr(config, "hidden_size", None) not in (None, width):
+        raise ValueError(
+            f"The adapter {path} is for a width of {config.hidden_size}, {args.model} has {width}: give an adapter of "
+            "this model."
+        )
+    base = config.base_model_name_or_path
+    if base and base != args.model and Path(base).resolve() != Path(args.model).resolve():
+        print(f"Warning: the adapter {path} was made for {base}, and --model is {args.model}.", file=sys.stderr)
     carrying = PeftModel.from_pretrained(model, path)
     try:
         return adapter_refinements(carrying)
@@ -166,33 +174,16 @@ def load_adapter(model: Any, path: str) -> dict:
         carrying.unload()
 
 
-def load_fit(args: DiagnoseArguments, run: Path, targets: dict) -> StudentFit | None:
-    """The projectors of a run and the layers they join; `None` where its objective has none of that kind (ViTKD)."""
-    weights = load_file(run / OBJECTIVE_FILE)
-    layers = {int(name.split(".")[1]) for name in weights if re.fullmatch(r"projectors\.\d+\.weight", name)}
-    if not layers:
-        return None
-    projectors = {}
-    for layer in layers:
-        weight, bias = weights[f"projectors.{layer}.weight"], weights[f"projectors.{layer}.bias"]
-        projectors[layer] = torch.nn.Linear(weight.shape[1], weight.shape[0])
-        projectors[layer].load_state_dict({"weight": weight, "bias": bias})
-        projectors[layer].to(args.torch_device)
-    recorded = json.loads((run / "training_args.json").read_text(encoding="utf-8"))
-    named = (recorded.get("teacher_layers"), recorded.get("student_layers"))
-    return StudentFit(projectors, targets, dict(zip(*named, strict=True)) if all(named) else {})
-
-
 def load_parts(args: DiagnoseArguments, model: Any, model_input: ModelInput) -> tuple[dict, dict, dict]:
     """Refinements, students, and what these were trained to, by name, from --adapter, --run and --student."""
-    refinements, students, fits = {}, {}, {}
+    refinements, students, fits, names = {}, {}, {}, _names(args)
     if args.adapter is not None:
-        refinements["adapter"] = load_adapter(model, args.adapter)
+        refinements["adapter"] = load_adapter(args, model, args.adapter)
     folders = args.run or []
     for path in folders:
         if not Path(path, "config.json").exists():
             raise ValueError(f"--run {path}: expected the folder of a finished distillation; it holds no config.json.")
-    sources = [(path, name) for path, name in zip([*folders, *(args.student or [])], _names(args), strict=True)]
+    sources = [(path, name) for path, name in zip([*folders, *(args.student or [])], names, strict=True)]
     for path, name in sources:
         student, processor = load_model(args, path)
         takes = ModelInput.of_processor(processor, args.image_size) if processor is not None else model_input
@@ -200,17 +191,24 @@ def load_parts(args: DiagnoseArguments, model: Any, model_input: ModelInput) -> 
         if path not in folders:
             continue
         if Path(path, ADAPTER_FOLDER).exists():
-            refinements[name] = load_adapter(model, str(Path(path, ADAPTER_FOLDER)))
+            refinements[name] = load_adapter(args, model, str(Path(path, ADAPTER_FOLDER)))
         if Path(path, OBJECTIVE_FILE).exists():
-            fits[name] = load_fit(args, Path(path), refinements.get(name, {}))
+            fits[name] = load_fit(path, vision_backbone(model), vision_backbone(student), refinements.get(name, {}))
     return refinements, students, {name: fit for name, fit in fits.items() if fit is not None}
 
 
 def _names(args: DiagnoseArguments) -> list[str]:
     """Short names of runs and students: the last part of the path, or all of it where that is not unique."""
     paths = [*(args.run or []), *(args.student or [])]
-    short = [Path(path).name for path in paths]
-    return [name if short.count(name) == 1 else path for name, path in zip(short, paths, strict=True)]
+    short = [Path(path).resolve().name if Path(path).exists() else Path(path).name for path in paths]
+    names = [name if short.count(name) == 1 else path for name, path in zip(short, paths, strict=True)]
+    taken = [*names, *(["adapter"] if args.adapter is not None else [])]
+    if twice := sorted({name for name in taken if taken.count(name) > 1}):
+        raise ValueError(
+            f"Two of --run, --student and --adapter are called {', '.join(map(repr, twice))}: name each once, and "
+            "no run or student 'adapter' beside --adapter."
+        )
+    return names
 
 
 def write(args: DiagnoseArguments, found: Any, command: str, seconds: float) -> dict[str, Any]:

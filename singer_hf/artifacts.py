@@ -20,9 +20,14 @@ def outlier_norm_share(norms: Tensor, quantile: float) -> Tensor:
     return ((norms * above).sum(dim=1) / norms.sum(dim=1)).mean()
 
 
+def image_peaks(norms: Tensor) -> Tensor:
+    """Greatest over median patch norm of each image: (B, n) -> (B,)."""
+    return norms.amax(dim=1) / norms.median(dim=1).values
+
+
 def peak_to_median(norms: Tensor) -> Tensor:
-    """Greatest over median patch norm of each image; mean over images, scalar. `norms` (B, n)."""
-    return (norms.amax(dim=1) / norms.median(dim=1).values).mean()
+    """Mean over images of [`image_peaks`], scalar. `norms` (B, n)."""
+    return image_peaks(norms).mean()
 
 
 def patch_variance(pixel_values: Tensor, patch_size: tuple[int, int]) -> Tensor:

@@ -8,8 +8,9 @@ import pytest
 import torch
 from families import tiny_vit, vit_processor
 from peft import PeftModel
-from runs import trainer_of
 from transformers import AutoModel, ResNetConfig
+
+from runs import trainer_of
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
@@ -82,6 +83,30 @@ def test_a_finished_run_and_a_student_by_itself_from_a_stream_and_a_config_file(
     assert 0 <= result["students"]["run"][0]["remaining_loss_on_outliers"] <= 1
     assert result["students"]["other"][0]["remaining_loss_on_outliers"] is None
     assert result["perturbations"] == {}  # the command line wins over the file
+
+
+def test_names_that_collide(command):
+    tiny_vit(hidden_size=16).save_pretrained(command.folder / "a")
+    with pytest.raises(SystemExit, match="error: Two of --run, --student and --adapter are called "):
+        diagnose.main(command(student=[command.folder / "a", command.folder / "a"]))
+    with pytest.raises(SystemExit, match="error: Two of .* are called 'adapter'"):
+        diagnose.main(command(student=[command.folder / "x" / "adapter"], adapter=command.folder / "a"))
+
+
+def test_an_adapter_of_another_model_is_warned_of_or_refused(command, capsys):
+    wide = command.folder / "wide"
+    tiny_vit(hidden_size=32, num_hidden_layers=4).save_pretrained(command.folder / "twin")
+    trainer_of(wide, AutoModel.from_pretrained(command.folder / "twin")).save_model()
+    (args, *_) = parse_options(diagnose.DiagnoseArguments, command(adapter=wide / "adapter"))
+    model, _ = diagnose.load_model(args, args.model)
+    config = json.loads((wide / "adapter" / "adapter_config.json").read_text())
+    for base, warned in (("some/other-vit", True), (str(command.folder / "teacher"), False), (None, False)):
+        (wide / "adapter" / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": base}))
+        diagnose.load_adapter(args, model, str(wide / "adapter"))
+        assert ("was made for some/other-vit" in capsys.readouterr().err) == warned
+    (wide / "adapter" / "adapter_config.json").write_text(json.dumps(config | {"hidden_size": 48}))
+    with pytest.raises(ValueError, match="is for a width of 48, .* has 32"):
+        diagnose.load_adapter(args, model, str(wide / "adapter"))
 
 
 def test_an_adapter_by_itself_leaves_the_model_as_it_was(command):

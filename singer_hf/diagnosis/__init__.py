@@ -7,6 +7,7 @@ which function makes which of the paper's tables and figures.
 
 from .closed_form import fit_closed_form
 from .effect import measure_refinements
+from .finished_run import load_fit
 from .images import ImageBatches, ImageSample, ModelInput
 from .outliers import OutlierRule, Outliers, find_outliers
 from .perturbation import BASES, measure_perturbations
@@ -44,6 +45,7 @@ __all__ = [
     "find_outliers",
     "fit_closed_form",
     "initial_refinements",
+    "load_fit",
     "measure_perturbations",
     "measure_refinements",
     "measure_student",

@@ -72,7 +72,7 @@ def fit_closed_form(
         features = backbone.features(pixels.to(walk.dtype), layers, adapters=False)
         for layer, hidden in features.hidden.items():
             patches = full_precision(hidden[:, backbone.num_prefix_tokens :])
-            is_outlier = patch_norms(patches) >= diagnosis.threshold(layer)
+            is_outlier = diagnosis.is_outlier(layer, patch_norms(patches))
             inside = (patches @ bases[layer].to(patches)).cpu().double()
             for index, mask in enumerate((is_outlier.cpu(), ~is_outlier.cpu())):
                 chosen = inside[mask]
@@ -84,5 +84,5 @@ def fit_closed_form(
             continue
         inner = suppression(moments[layer][0] / outliers, moments[layer][1] / max(others, 1), weight)
         basis = bases[layer].cpu()
-        refinements[layer] = Refinement(basis.float(), (inner @ basis.T).float())
+        refinements[layer] = Refinement(basis.float(), (inner @ basis.T).float(), fold_layer_norm)
     return refinements

@@ -10,12 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..artifacts import image_peaks
 from ..backbones import VisionBackbone
 from ..losses import full_precision, gram_distance, patch_norms
 from ..nullspace import surrogate_layer
 from .gradient_share import RunningShare
-from .outliers import find_outliers
-from .refinement import Refinement, energy_shares
+from .outliers import PatchNorms, find_outliers
+from .refinement import Refinement, check_refinements, energy_shares
+from .spectrum import left_singular_vectors
 from .statistics import LogHistogram, Moments
 from .teacher import TeacherDiagnosis
 from .walk import Walk
@@ -32,12 +34,16 @@ class RefinementEffect:
     Args:
         layer: block behind which features are refined.
         refinement: Φ_down, Φ_up.
-        threshold: τ of the unrefined layer: outliers are those of F, also where F̂ is measured.
+        diagnosis: the teacher's: outliers are those of F, also where F̂ is measured.
+        energy: Table 5a of Φ_up and Φ_down, by [`energy_shares`].
     """
 
-    def __init__(self, layer: int, refinement: Refinement, threshold: float) -> None:
-        self.layer, self.refinement, self.threshold = layer, refinement, threshold
-        self.norms, self.norms_after = LogHistogram(), LogHistogram()
+    def __init__(
+        self, layer: int, refinement: Refinement, diagnosis: TeacherDiagnosis, energy: dict[str, dict[str, float]]
+    ) -> None:
+        self.layer, self.refinement, self.diagnosis, self.energy = layer, refinement, diagnosis, energy
+        ratio = diagnosis.rule.min_ratio
+        self.norms, self.norms_after = PatchNorms(ratio), PatchNorms(ratio)
         self.peak, self.peak_after = Moments(), Moments()
         self.cosine, self.cosine_next = Moments(), Moments()
         self.cosine_outliers, self.cosine_others = Moments(), Moments()
@@ -54,11 +60,11 @@ class RefinementEffect:
         """
         refined = self.refinement(patches)
         before, after = patch_norms(patches), patch_norms(refined)
-        outliers = before >= self.threshold
+        outliers = self.diagnosis.is_outlier(self.layer, before)
         self.norms.add(before)
         self.norms_after.add(after)
-        self.peak.add(before.amax(dim=1) / before.median(dim=1).values)
-        self.peak_after.add(after.amax(dim=1) / after.median(dim=1).values)
+        self.peak.add(image_peaks(before))
+        self.peak_after.add(image_peaks(after))
         self.outliers_before.add(before[outliers])
         self.outliers_after.add(after[outliers])
         self.loss_share_after.add(after.square(), outliers)
@@ -71,23 +77,28 @@ class RefinementEffect:
             self.cosine_next.add(patch_cosine(*next_outputs).mean(dim=1))
             self.gram_next.add(gram_distance(*next_outputs) * patches.shape[1])
 
-    def summary(self, diagnosis: TeacherDiagnosis) -> dict[str, Any]:
-        """For JSON. `diagnosis`: the teacher's, whose spectra say what is null."""
-        left = diagnosis.spectra[surrogate_layer(self.layer, len(diagnosis.layers))].left
-        after = find_outliers(self.norms_after, diagnosis.rule)
+    def summary(self) -> dict[str, Any]:
+        """For JSON."""
+        unrefined = self.diagnosis.layers[self.layer]
+        threshold = unrefined.outliers.threshold
+        after = find_outliers(self.norms_after, self.diagnosis.rule)
         return {
             "layer": self.layer,
             "rank": self.refinement.down.shape[1],
+            "init": self.refinement.init,
+            "fold_layer_norm": self.refinement.fold_layer_norm,
+            "images": self.cosine.count,
             "norms": {"before": self.norms.summary(), "after": self.norms_after.summary()},
             "peak_to_median": {"before": self.peak.mean, "after": self.peak_after.mean},
-            "share_above_threshold": {
-                "before": self.norms.share_above(self.threshold),
-                "after": self.norms_after.share_above(self.threshold),
+            "share_of_outliers": {
+                "before": self.norms.prominent.count_above(threshold) / self.norms.count,
+                "after": self.norms_after.prominent.count_above(threshold) / self.norms.count,
             },
+            "verdict_before": unrefined.outliers.verdict,
             "outliers_after": asdict(after),
             "mean_norm_of_outliers": _pair(self.outliers_before, self.outliers_after),
             "loss_share_of_outliers": {
-                "before": getattr(diagnosis.layers[self.layer].traits, "loss_share", 0.0),
+                "before": getattr(unrefined.traits, "loss_share", 0.0),
                 "after": self.loss_share_after.value,
             },
             "cosine": self.cosine.summary(),
@@ -96,10 +107,7 @@ class RefinementEffect:
             "cosine_next_block": self.cosine_next.summary() if self.cosine_next.count else None,
             "gram_distance": self.gram.summary(),
             "gram_distance_next_block": self.gram_next.summary() if self.gram_next.count else None,
-            "energy": {
-                "up": energy_shares(self.refinement.up.T, left),
-                "down": energy_shares(self.refinement.down, left),
-            },
+            "energy": self.energy,
         }
 
 
@@ -121,9 +129,13 @@ def measure_refinements(
     Returns:
         Name -> layer -> effect.
     """
+    for name, of in refinements.items():
+        check_refinements(name, of, backbone)
+    energies = _energies(backbone, refinements)
     effects = {
         name: {
-            layer: RefinementEffect(layer, refinement, diagnosis.threshold(layer)) for layer, refinement in of.items()
+            layer: RefinementEffect(layer, refinement, diagnosis, energies[name, layer])
+            for layer, refinement in of.items()
         }
         for name, of in refinements.items()
     }
@@ -143,6 +155,27 @@ def measure_refinements(
                     outputs = (features.hidden[layer + 1][:, prefix:], refined[:, prefix:])
                 effect.add(hidden[:, prefix:], outputs)
     return effects
+
+
+def _energies(
+    backbone: VisionBackbone, refinements: Mapping[str, Mapping[int, Refinement]]
+) -> dict[tuple[str, int], dict[str, dict[str, float]]]:
+    """(name, layer) -> Table 5a, each refinement by the surrogate it was made from; one U is held at a time."""
+    wanted: dict[tuple[int, bool], list[tuple[str, int]]] = {}
+    for name, of in refinements.items():
+        for layer, refinement in of.items():
+            source = (surrogate_layer(layer, backbone.num_blocks), refinement.fold_layer_norm)
+            wanted.setdefault(source, []).append((name, layer))
+    energies = {}
+    for (block, fold_layer_norm), users in wanted.items():
+        left = left_singular_vectors(backbone, block, fold_layer_norm=fold_layer_norm)
+        for name, layer in users:
+            refinement = refinements[name][layer]
+            energies[name, layer] = {
+                "up": energy_shares(refinement.up.T, left),
+                "down": energy_shares(refinement.down, left),
+            }
+    return energies
 
 
 def _mean(moments: Moments) -> float | None:

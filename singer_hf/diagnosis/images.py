@@ -82,6 +82,11 @@ class ImageBatches:
         is_stream = isinstance(self.dataset, datasets.IterableDataset)
         self._views = (StreamingDistillationDataset if is_stream else DistillationDataset)(self.dataset, **options)
 
+    @property
+    def count(self) -> int | None:
+        """How many images there are; `None` of a stream, which does not say."""
+        return None if isinstance(self._views, StreamingDistillationDataset) else len(self._views)
+
     def pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
         """(teacher's, student's) normalised pixels of each batch, (B, 3, H, W) each."""
         student = self.student or self.teacher

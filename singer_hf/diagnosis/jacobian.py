@@ -18,6 +18,9 @@ from ..backbones import VisionBackbone
 EXACT_UP_TO = 256
 """Widths up to which all d rows of each Jacobian are computed; above, random products J v take their place."""
 
+PRODUCTS_PER_WIDTH = 4
+"""Random products of a basis, in multiples of d."""
+
 
 def token_jacobians(
     backbone: VisionBackbone, block: int, hidden: Tensor, tokens: Tensor, block_inputs: dict[str, Any] | None = None
@@ -74,7 +77,7 @@ def mean_outer_product(
     block_inputs: dict[str, Any] | None = None,
     *,
     tokens_per_image: int = 4,
-    products_per_width: int = 4,
+    products_per_width: float = PRODUCTS_PER_WIDTH,
     exact_up_to: int = EXACT_UP_TO,
     seed: int = 0,
 ) -> Tensor:

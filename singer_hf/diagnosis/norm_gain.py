@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import Tensor
@@ -56,12 +56,12 @@ class NormGain:
         self.ratios[layer]["feed_forward"].add(_gain(end, middle))
         self._middle[layer] = None
 
-    def pooled(self, layers: Sequence[int] | None = None) -> dict[str, LogHistogram]:
-        """Over several blocks together; default: all."""
+    def pooled(self) -> dict[str, LogHistogram]:
+        """Over all blocks together."""
         pooled = {name: LogHistogram() for name in GAINS}
-        for layer in range(len(self.ratios)) if layers is None else layers:
+        for ratios in self.ratios:
             for name, histogram in pooled.items():
-                histogram.merge(self.ratios[layer][name])
+                histogram.merge(ratios[name])
         return pooled
 
     def _norms(self, hidden: Tensor) -> Tensor:

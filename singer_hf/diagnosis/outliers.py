@@ -4,7 +4,7 @@ The norms of all patches of a layer, over all images, are seen on a logarithmic 
 artifacts are "several times" the others). Let m be the median of ln‖F‖ and s = 1.4826 MAD its robust standard
 deviation.
 
-    outlier     ‖F‖ ≥ τ = max(exp(m + k s), ρ exp(m)),  k = 5, ρ = 2
+    outlier     ‖F‖ ≥ τ = max(exp(m + k s), ρ exp(m)),  k = 5, ρ = 2, and ‖F‖ ≥ ρ times the median of its own image
     artifacts   outliers are at least 0.1 % of the patches (and ten of them), and a population of their own:
                 either they form a mode: between the main mode and the highest density of ln‖F‖ above τ lies a valley
                 of less than half that density; or they reach far beyond the body: the median of ln(‖F‖/τ) over
@@ -15,7 +15,9 @@ rounded up to an edge of a 5 % grid, for which all sums of the pass are exact.
 
 Why so: k = 5 robust deviations let 3·10⁻⁷ of a log-normal through. ρ = 2 keeps layers of nearly equal norms, where any
 deviation is many MADs, from having "outliers" of 1.05 times the median (small ViTs: the largest norm of an image is
-1.2 to 1.8 times its median). A mode of its own is what Darcet et al. (2024, arXiv 2309.16588) found in the norms of
+1.2 to 1.8 times its median). The condition on the own image: an artifact is one of a few patches beside the others of
+its image. A few images whose norms are *all* high (dark, blank, of another kind) are a second mode of the pooled
+norms, but no artifacts. A mode of its own is what Darcet et al. (2024, arXiv 2309.16588) found in the norms of
 large ViTs; artifacts of every strength, as the planted ones are, fill a plateau without a valley, but a body's own
 tail does not reach that far: half of it lies within 0.7 s of τ where ln‖F‖ is Laplace, within 1.3 s where it is
 Student's with three degrees of freedom, within 2.1 s with two.
@@ -86,6 +88,31 @@ class OutlierRule:
             )
 
 
+def stands_out(norms: Tensor, min_ratio: float) -> Tensor:
+    """(B, n) bool: patches whose norm reaches ρ times the median of their own image. `norms` (B, n)."""
+    return norms >= min_ratio * norms.median(dim=1, keepdim=True).values
+
+
+class PatchNorms(LogHistogram):
+    """Norms of all patches of a layer, and beside them those that stand out of their own image.
+
+    Args:
+        min_ratio: ρ.
+
+    Attributes:
+        prominent: the norms of [`stands_out`].
+    """
+
+    def __init__(self, min_ratio: float) -> None:
+        super().__init__()
+        self.min_ratio, self.prominent = min_ratio, LogHistogram()
+
+    def add(self, values: Tensor) -> None:
+        """Adds the norms of images, (B, n)."""
+        super().add(values)
+        self.prominent.add(values[stands_out(values, self.min_ratio)])
+
+
 @dataclass(frozen=True)
 class Outliers:
     """What the rule says of one layer.
@@ -115,12 +142,12 @@ class Outliers:
         return self.verdict == "artifacts"
 
 
-def find_outliers(norms: LogHistogram, rule: OutlierRule) -> Outliers:
+def find_outliers(norms: PatchNorms, rule: OutlierRule) -> Outliers:
     """Applies the rule to the patch norms of a layer."""
     threshold = outlier_threshold(norms, rule)
-    count = norms.count_above(threshold)
+    count = norms.prominent.count_above(threshold)
     share = count / norms.count
-    median = norms.quantile(0.5, above=threshold) if count else math.nan
+    median = norms.prominent.quantile(0.5, above=threshold) if count else math.nan
     many = share >= rule.min_share and count >= rule.min_outliers
     valley = valley_depth(norms, threshold) if many else math.nan
     excess = median_excess(norms, threshold) if many else math.nan
@@ -137,21 +164,23 @@ def outlier_threshold(norms: LogHistogram, rule: OutlierRule) -> float:
     return coarse_edge(norms.median * max(spread, rule.min_ratio))
 
 
-def median_excess(norms: LogHistogram, threshold: float) -> float:
+def median_excess(norms: PatchNorms, threshold: float) -> float:
     """Median of ln(‖F‖/τ) over the outliers, in multiples of s (at least half a bin, the resolution of a MAD)."""
-    excess = math.log(norms.quantile(0.5, above=threshold) / threshold)
+    excess = math.log(norms.prominent.quantile(0.5, above=threshold) / threshold)
     return excess / (NORMAL_CONSISTENCY * max(norms.log_mad, BIN_WIDTH / 2))
 
 
-def valley_depth(norms: LogHistogram, threshold: float) -> float:
+def valley_depth(norms: PatchNorms, threshold: float) -> float:
     """Least density of ln‖F‖ between the main mode and the outliers' mode, over the density of the latter.
 
     A kernel estimate; the bandwidth is Silverman's for the outliers alone, which are few: a bandwidth for all patches
     would show each of them as a mode.
     """
-    bandwidth = _silverman_bandwidth(norms, threshold)
-    density = gaussian_filter1d(norms.counts.double().numpy(), bandwidth / BIN_WIDTH, mode="constant")
-    first = math.floor(math.log(threshold / LOWEST) / BIN_WIDTH)
+    bandwidth, first = _silverman_bandwidth(norms.prominent, threshold), _first_bin(threshold)
+    counts = torch.cat(
+        [norms.counts[:first], norms.prominent.counts[first:]]
+    )  # what is high in a high image: left out
+    density = gaussian_filter1d(counts.double().numpy(), bandwidth / BIN_WIDTH, mode="constant")
     main = int(density[:first].argmax())
     peak = first + int(density[first:].argmax())
     return float(density[main : peak + 1].min() / density[peak])
@@ -168,8 +197,13 @@ def _silverman_bandwidth(norms: LogHistogram, threshold: float) -> float:
     return max(0.9 * (spread or deviation) * total.item() ** -0.2, 2 * BIN_WIDTH)
 
 
+def _first_bin(threshold: float) -> int:
+    """Index of the fine bin that begins at the threshold, an edge."""
+    return round(math.log(threshold / LOWEST) / BIN_WIDTH)
+
+
 def _above(norms: LogHistogram, threshold: float) -> tuple[Tensor, Tensor]:
     """Counts (bins,) of the norms from the threshold on, and each bin's centre as ln(norm / LOWEST)."""
     counts = norms.counts.double().clone()
-    counts[: math.floor(math.log(threshold / LOWEST) / BIN_WIDTH + 0.5)] = 0
+    counts[: _first_bin(threshold)] = 0
     return counts, (torch.arange(NUM_FINE, dtype=torch.float64) + 0.5) * BIN_WIDTH

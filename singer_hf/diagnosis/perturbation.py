@@ -14,8 +14,9 @@ from ..backbones import VisionBackbone
 from ..losses import full_precision, patch_norms
 from ..nullspace import initial_basis
 from ..similarity import LinearCKAStatistics
+from .cka import trusted_cka
 from .effect import patch_cosine
-from .jacobian import jacobian_nullspace, mean_outer_product
+from .jacobian import PRODUCTS_PER_WIDTH, jacobian_nullspace, mean_outer_product
 from .statistics import LogHistogram, Moments
 
 
@@ -27,16 +28,14 @@ class BasisContext:
         backbone: the teacher.
         layer: features behind it are perturbed; block `layer + 1` is the one that sees it.
         rank: r.
-        hidden: F_l of some images, (B, N, d).
-        block_inputs: of the same pass.
+        batches: (F_l (B, N, d), block_inputs) of each batch of the images that bases are made from.
         seed: of everything random.
     """
 
     backbone: VisionBackbone
     layer: int
     rank: int
-    hidden: Tensor
-    block_inputs: dict[str, Any]
+    batches: Sequence[tuple[Tensor, dict[str, Any]]]
     seed: int
 
 
@@ -49,9 +48,18 @@ def _feed_forward_folded(context: BasisContext) -> Tensor:
 
 
 def _jacobian(context: BasisContext) -> Tensor:
-    outer = mean_outer_product(
-        context.backbone, context.layer + 1, context.hidden, context.block_inputs, seed=context.seed
-    )
+    images = sum(len(hidden) for hidden, _ in context.batches)
+    outer = 0
+    for index, (hidden, block_inputs) in enumerate(context.batches):
+        share = len(hidden) / images
+        outer = outer + share * mean_outer_product(
+            context.backbone,
+            context.layer + 1,
+            hidden,
+            block_inputs,
+            products_per_width=PRODUCTS_PER_WIDTH * share,
+            seed=context.seed + index,
+        )
     return jacobian_nullspace(outer, context.rank)
 
 
@@ -108,9 +116,10 @@ def measure_perturbations(
         bases: default: all in `BASES`.
 
     Returns:
-        Layer -> basis -> `l2` (mean over patches of ‖ΔB‖ / ‖B‖), `cosine` (mean patch cosine of both outputs), `cka`,
-        and `update_l2`: as `l2`, of what the block adds to the stream, into which the perturbation itself does not
-        enter: mean ‖Δ(B − F)‖ / median ‖B − F‖.
+        Layer -> basis -> `basis_images` and `images` (how many it was made from and measured on), `l2` (mean over
+        patches of ‖ΔB‖ / ‖B‖), `cosine` (mean patch cosine of both outputs), `cka` (`None` on too few images, see
+        [`trusted_cka`]), and `update_l2`: as `l2`, of what the block adds to the stream, into which the perturbation
+        itself does not enter: mean ‖Δ(B − F)‖ / median ‖B − F‖.
 
     Raises:
         ValueError: fewer than two images, a size that is not positive.
@@ -125,10 +134,14 @@ def measure_perturbations(
     for layer in layers:
         if layer + 1 >= backbone.num_blocks:
             continue
-        first = backbone.features(pixels[: min(half, batch_size)].to(device, dtype), [layer], adapters=False)
-        context = BasisContext(backbone, layer, rank, first.hidden[layer], first.block_inputs, seed)
+        batches = []
+        for batch in pixels[:half].split(batch_size):
+            features = backbone.features(batch.to(device, dtype), [layer], adapters=False)
+            batches.append((features.hidden[layer], features.block_inputs))
+        context = BasisContext(backbone, layer, rank, batches, seed)
         results[layer] = {
-            name: _deviation(backbone, layer, pixels[half:].split(batch_size), basis(context), size, seed)
+            name: {"basis_images": half, "images": len(pixels) - half}
+            | _deviation(backbone, layer, pixels[half:].split(batch_size), basis(context), size, seed)
             for name, basis in (BASES if bases is None else bases).items()
         }
     return results
@@ -158,6 +171,6 @@ def _deviation(
     return {
         "l2": l2.mean,
         "cosine": cosine.mean,
-        "cka": cka.compute(),
+        "cka": trusted_cka(cka),
         "update_l2": change.mean / update.median,
     }

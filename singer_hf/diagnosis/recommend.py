@@ -30,22 +30,33 @@ class Recommendation:
     rank_reason: str
 
 
-def recommend(diagnosis: TeacherDiagnosis, *, layers: list[int] | None = None) -> Recommendation:
-    """Advice from a diagnosis.
+def recommend(diagnosis: TeacherDiagnosis) -> Recommendation:
+    """Advice from a diagnosis alone, whatever else was asked to be looked at.
 
     Layers: the last block, whose features the student is used by, and of the blocks with artifacts the one nearest to
-    three quarters of the depth, where the paper distills. Rank: the smallest effective nullity of the surrogates that
-    refinements there must not disturb, so that all r directions are null in all of them.
+    three quarters of the depth, where the paper distills. Rank: see [`null_rank`].
+    """
+    layers, layers_reason = _layers(diagnosis)
+    rank, rank_reason = null_rank(diagnosis, layers)
+    return Recommendation(
+        helps=bool(diagnosis.artifact_layers),
+        layers=layers,
+        rank=rank,
+        sentence=_sentence(diagnosis, layers, rank),
+        layers_reason=layers_reason,
+        rank_reason=rank_reason,
+    )
 
-    Args:
-        diagnosis: of the teacher.
-        layers: chosen already, e.g. those that an adapter sits on; the rank is then for these.
+
+def null_rank(diagnosis: TeacherDiagnosis, layers: list[int]) -> tuple[int, str]:
+    """The rank that refinements at these layers may have, and why.
+
+    The smallest effective nullity of the surrogates that they must not disturb, so that all r directions are null in
+    all of them.
     """
     num_blocks = len(diagnosis.layers)
-    artifacts = diagnosis.artifact_layers
-    chosen, layers_reason = (layers, "Named by the user or by the adapter.") if layers else _layers(diagnosis)
     nullities = {
-        layer: effective_nullity(diagnosis.spectra[surrogate_layer(layer, num_blocks)].values) for layer in chosen
+        layer: effective_nullity(diagnosis.spectra[surrogate_layer(layer, num_blocks)].values) for layer in layers
     }
     tightest = min(nullities, key=nullities.get)
     rank = max(1, nullities[tightest])
@@ -58,14 +69,25 @@ def recommend(diagnosis: TeacherDiagnosis, *, layers: list[int] | None = None) -
     )
     if nullities[tightest] == 0:
         rank_reason += " There is no null direction by that measure: expect the next block to notice a refinement."
-    return Recommendation(
-        helps=bool(artifacts),
-        layers=sorted(chosen),
-        rank=rank,
-        sentence=_sentence(diagnosis, sorted(chosen), rank),
-        layers_reason=layers_reason,
-        rank_reason=rank_reason,
-    )
+    return rank, rank_reason
+
+
+def looked_at_sentence(
+    diagnosis: TeacherDiagnosis, layers: list[int], rank: int, advice: Recommendation
+) -> str | None:
+    """Says that other layers or another rank than the advised ones were looked at, and whether they have artifacts."""
+    if (layers, rank) == (advice.layers, advice.rank):
+        return None
+    with_artifacts = [layer for layer in layers if layer in diagnosis.artifact_layers]
+    if not with_artifacts:
+        found = "which has no artifacts" if len(layers) == 1 else "none of which has artifacts"
+    elif with_artifacts == layers:
+        found = "which has artifacts" if len(layers) == 1 else "all of which have artifacts"
+    else:
+        found = (
+            f"of which only {named_blocks(with_artifacts)} {'have' if len(with_artifacts) > 1 else 'has'} artifacts"
+        )
+    return f"Looked at closely, since options or adapters name them: {named_blocks(layers)} with rank {rank}, {found}."
 
 
 def _layers(diagnosis: TeacherDiagnosis) -> tuple[list[int], str]:

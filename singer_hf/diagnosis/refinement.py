@@ -22,10 +22,15 @@ class Refinement:
     Args:
         down: Φ_down (d, r).
         up: Φ_up (r, d), the scale α/r included.
+        fold_layer_norm: which surrogate it was made from, see [`linear_surrogate`]; its energy is that in this one's
+            directions.
+        init: how an adapter was initialised; `None` where it is none.
     """
 
     down: Tensor
     up: Tensor
+    fold_layer_norm: bool = False
+    init: str | None = None
 
     def __call__(self, patches: Tensor) -> Tensor:
         """F (…, d) -> F̂ (…, d), of patch tokens alone, in at least float32."""
@@ -42,7 +47,7 @@ def adapter_refinements(model: PeftModel) -> dict[int, Refinement]:
     """Layer -> refinement, of the active adapters in a teacher.
 
     Raises:
-        ValueError: no nullspace adapter is in the model.
+        ValueError: no nullspace adapter is in the model, or several made from different surrogates in one layer.
     """
     found = {}
     for layer, block in enumerate(vision_backbone(model).blocks):
@@ -51,7 +56,14 @@ def adapter_refinements(model: PeftModel) -> dict[int, Refinement]:
             continue
         down = torch.cat([block.lora_A[name].weight.detach().T for name in names], dim=1)
         up = torch.cat([block.scaling[name] * block.lora_B[name].weight.detach().T for name in names], dim=0)
-        found[layer] = Refinement(down.float(), up.float())
+        configs = [model.peft_config[name] for name in names]
+        if len({config.fold_layer_norm for config in configs}) > 1:
+            raise ValueError(
+                f"Adapters {names} of block {layer} were made from different surrogates (fold_layer_norm): activate "
+                "one at a time."
+            )
+        init = ", ".join(dict.fromkeys(config.init_lora_weights for config in configs))
+        found[layer] = Refinement(down.float(), up.float(), configs[0].fold_layer_norm, init)
     if not found:
         raise ValueError(
             f"{type(model).__name__} carries no active nullspace adapter: give one that NullspaceLoraConfig made."
@@ -59,10 +71,34 @@ def adapter_refinements(model: PeftModel) -> dict[int, Refinement]:
     return found
 
 
-def initial_refinements(backbone: VisionBackbone, layers: list[int], rank: int, **options) -> dict[int, Refinement]:
-    """What an adapter starts as: `Φ_down = N`, `Φ_up = Nᵀ`. `options`: of [`initial_basis`]."""
-    bases = {layer: initial_basis(backbone, layer, rank, **options).float() for layer in layers}
-    return {layer: Refinement(basis, basis.T) for layer, basis in bases.items()}
+def check_refinements(name: str, refinements: Mapping[int, Refinement], backbone: VisionBackbone) -> None:
+    """Raises ValueError, naming the refinement, where it does not fit the teacher or is not finite."""
+    width, num_blocks = backbone.hidden_size, backbone.num_blocks
+    for layer, refinement in refinements.items():
+        if not 0 <= layer < num_blocks:
+            raise ValueError(
+                f"Refinement {name!r} is for block {layer}, but the teacher has {num_blocks} blocks: give an adapter "
+                "of this teacher."
+            )
+        shapes = tuple(refinement.down.shape), tuple(refinement.up.shape)
+        if (shapes[0][0], shapes[1][1]) != (width, width) or shapes[0][1] != shapes[1][0]:
+            raise ValueError(
+                f"Refinement {name!r}, block {layer}, has factors {shapes[0]} and {shapes[1]}; the teacher's width is "
+                f"{width}: give an adapter of this teacher."
+            )
+        if not (torch.isfinite(refinement.down).all() and torch.isfinite(refinement.up).all()):
+            raise ValueError(
+                f"Refinement {name!r}, block {layer}, holds NaN or infinite values: its training diverged; take an "
+                "earlier checkpoint."
+            )
+
+
+def initial_refinements(
+    backbone: VisionBackbone, layers: list[int], rank: int, *, fold_layer_norm: bool = False
+) -> dict[int, Refinement]:
+    """What an adapter starts as: `Φ_down = N`, `Φ_up = Nᵀ`. `fold_layer_norm`: see [`linear_surrogate`]."""
+    bases = {layer: initial_basis(backbone, layer, rank, fold_layer_norm=fold_layer_norm).float() for layer in layers}
+    return {layer: Refinement(basis, basis.T, fold_layer_norm) for layer, basis in bases.items()}
 
 
 def refined_model(model: nn.Module, refinements: Mapping[int, Refinement]) -> PeftModel:

@@ -12,15 +12,16 @@ from torch import Tensor, nn
 from ..backbones import VisionBackbone, check_layers, vision_backbone
 from ..losses import patch_norms
 from ..nullspace import surrogate_layer
+from .cka import images_for_cka
 from .closed_form import fit_closed_form
 from .effect import RefinementEffect, measure_refinements
 from .images import ImageBatches, ImageSample, ModelInput
 from .outliers import OutlierRule
 from .perturbation import measure_perturbations
-from .recommend import Recommendation, recommend
-from .refinement import Refinement, initial_refinements
+from .recommend import Recommendation, looked_at_sentence, null_rank, recommend
+from .refinement import Refinement, check_refinements, initial_refinements
 from .statistics import as_json
-from .student import StudentFit, measure_student
+from .student import StudentFit, check_student, measure_student
 from .teacher import TeacherDiagnosis, diagnose_teacher
 
 INITIAL, CLOSED_FORM, CLOSED_FORM_FREE = "untrained (F N Nᵀ)", "closed form", "closed form, all directions"
@@ -89,6 +90,11 @@ class Diagnosis:
     student_results: dict[str, list[dict[str, Any]]]
     perturbations: dict[int, dict[str, dict[str, float]]]
 
+    @property
+    def widest(self) -> int:
+        """Greatest width of teacher and students."""
+        return max(backbone.hidden_size for backbone in (self.backbone, *self.students.values()))
+
     def summary(self) -> dict[str, Any]:
         """For JSON."""
         return as_json(
@@ -96,10 +102,12 @@ class Diagnosis:
                 "recommendation": asdict(self.recommendation),
                 "layers": self.layers,
                 "rank": self.rank,
+                "looked_at": looked_at_sentence(self.teacher, self.layers, self.rank, self.recommendation),
+                "images_for_cka": images_for_cka(self.widest, self.teacher.layout.num_patches),
                 "options": asdict(self.options),
                 "teacher": self.teacher.summary(),
                 "refinements": {
-                    name: [effect.summary(self.teacher) for effect in of.values()] for name, of in self.effects.items()
+                    name: [effect.summary() for effect in of.values()] for name, of in self.effects.items()
                 },
                 "students": self.student_results,
                 "perturbations": self.perturbations,
@@ -137,15 +145,25 @@ def diagnose(
     options, trained = options or DiagnosisOptions(), {name: dict(of) for name, of in (refinements or {}).items()}
     backbone = vision_backbone(teacher)
     named = sorted({layer for of in trained.values() for layer in of}) or None
+    for name, of in trained.items():
+        if name in (INITIAL, CLOSED_FORM, CLOSED_FORM_FREE):
+            raise ValueError(f"{name!r} is the diagnosis's own name of a refinement: give the adapter another.")
+        check_refinements(name, of, backbone)
+    students = {name: (vision_backbone(student), takes) for name, (student, takes) in (students or {}).items()}
+    for name, (student, _) in students.items():
+        check_student(name, student)
     layers = check_layers(options.layers, backbone.num_blocks) if options.layers else named
+    if (rank := options.rank) is not None and rank > backbone.hidden_size:
+        raise ValueError(f"rank {rank} is above the teacher's width {backbone.hidden_size}.")
+    if images.count is not None:  # before a pass over all of them
+        rows, columns = images.teacher.size
+        options.rule.require(images.count, backbone.layout(torch.empty(1, 3, rows, columns)).num_patches)
     report("Teacher: norms of every block")
     found = diagnose_teacher(backbone, images, rule=options.rule, fold_layer_norm=options.fold_layer_norm)
-    advice = recommend(found, layers=layers)
+    advice = recommend(found)
     layers = sorted(layers or advice.layers)
     ranks = [refinement.down.shape[1] for of in trained.values() for refinement in of.values()]
-    rank = options.rank or (max(ranks) if ranks else advice.rank)
-    if rank > backbone.hidden_size:
-        raise ValueError(f"rank {rank} is above the teacher's width {backbone.hidden_size}.")
+    rank = options.rank or (max(ranks) if ranks else null_rank(found, layers)[0])
 
     every = dict(trained)
     every[INITIAL] = initial_refinements(backbone, layers, rank, fold_layer_norm=options.fold_layer_norm)
@@ -169,17 +187,16 @@ def diagnose(
     shown = images_with_most_outliers(backbone, found, layers, sample.teacher_pixels, options.shown_images)
 
     results, samples = {}, {}
-    main = next(iter(trained.values()), None)
-    for name, (student, takes) in (students or {}).items():
+    for name, (student, takes) in students.items():
         report(f"Student: {name}")
         own = replace(images, student=takes)
         results[name] = measure_student(
             backbone,
-            vision_backbone(student),
+            student,
             layers,
             own.pairs(),
             diagnosis=found,
-            refinements=trained.get(name, main),
+            refinements=trained.get(name),  # of its own run alone
             fit=(fits or {}).get(name),
         )
         samples[name] = own.sample(len(sample)).select(shown)
@@ -205,7 +222,7 @@ def diagnose(
         refinements=every,
         effects=effects,
         shown=shown,
-        students={name: vision_backbone(student) for name, (student, _) in (students or {}).items()},
+        students={name: student for name, (student, _) in students.items()},
         student_samples=samples,
         student_results=results,
         perturbations=perturbations,
@@ -225,7 +242,7 @@ def images_with_most_outliers(
         features = backbone.features(batch.to(weight), layers, adapters=False)
         found.append(
             sum(
-                (patch_norms(hidden[:, backbone.num_prefix_tokens :]) >= diagnosis.threshold(layer)).sum(dim=1)
+                diagnosis.is_outlier(layer, patch_norms(hidden[:, backbone.num_prefix_tokens :])).sum(dim=1)
                 for layer, hidden in features.hidden.items()
             ).cpu()
         )

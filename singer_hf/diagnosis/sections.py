@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -45,7 +46,8 @@ def _teacher(diagnosis: Diagnosis, result: dict[str, Any]) -> Section:
     rule = found.rule
     text = [
         f"A patch is an outlier where its norm reaches τ, the larger of {rule.min_ratio:g} times the layer's median "
-        f"and {rule.k:g} robust standard deviations of ln‖F‖ above it. Outliers are called artifacts where they are "
+        f"and {rule.k:g} robust standard deviations of ln‖F‖ above it, and {rule.min_ratio:g} times the median of its "
+        "own image. Outliers are called artifacts where they are "
         f"at least {rule.min_share:.1%} of the patches and a population of their own: a mode behind a valley, or far "
         "beyond the reach of the others.",
     ]
@@ -83,8 +85,8 @@ def _advice(diagnosis: Diagnosis, result: dict[str, Any]) -> Section:
         f"Layers {', '.join(map(str, advice.layers))}: {advice.layers_reason}",
         f"Rank {advice.rank}: {advice.rank_reason}",
     ]
-    if diagnosis.rank != advice.rank:
-        text.append(f"What follows uses rank {diagnosis.rank}, the adapter's or the one asked for.")
+    if result["looked_at"] is not None:
+        text.append(result["looked_at"])
     picture = Picture(
         "spectra",
         spectra_figure(diagnosis.teacher, surrogate_blocks(diagnosis), diagnosis.rank),
@@ -97,7 +99,7 @@ def _advice(diagnosis: Diagnosis, result: dict[str, Any]) -> Section:
 def _refinements(diagnosis: Diagnosis, result: dict[str, Any]) -> Section:
     trained = _trained(diagnosis)
     text = [
-        f"{INITIAL}: what an adapter starts as."
+        f"{INITIAL}: what an adapter of the paper's initialisation starts as."
         + (" Trained: " + ", ".join(trained) + "." if trained else " No trained adapter was given."),
     ]
     if CLOSED_FORM in diagnosis.refinements:
@@ -119,6 +121,20 @@ def _refinements(diagnosis: Diagnosis, result: dict[str, Any]) -> Section:
     )
 
 
+_JUDGEMENTS = {
+    ("artifacts", "artifacts"): "it does not help enough: the layer still has artifacts",
+    ("artifacts", "heavy tail"): "the artifacts are no population of their own any more, but a heavy tail is left",
+    ("artifacts", "none"): "the artifacts are gone",
+    ("heavy tail", "artifacts"): "it makes things worse: the heavy tail has become artifacts",
+    ("heavy tail", "heavy tail"): "the layer had no artifacts but a heavy tail, and still has it",
+    ("heavy tail", "none"): "the layer had no artifacts but a heavy tail, which is gone",
+    ("none", "artifacts"): "it makes things worse: the layer had no artifacts and now has",
+    ("none", "heavy tail"): "it makes things worse: the layer had no artifacts and now has a heavy tail",
+    ("none", "none"): "the layer had no artifacts, so there was nothing to repair",
+}
+"""(verdict before, after) -> what the closed form did."""
+
+
 def closed_form_sentences(result: dict[str, Any]) -> list[str]:
     """Whether the closed form helps, layer by layer, in words; from the recorded result."""
     sentences = []
@@ -126,8 +142,7 @@ def closed_form_sentences(result: dict[str, Any]) -> list[str]:
         before, after = (layer["mean_norm_of_outliers"][key] for key in ("before", "after"))
         if before is None:
             continue
-        gone = layer["outliers_after"]["verdict"] != "artifacts"
-        judgement = "the artifacts are gone" if gone else "it does not help enough: the layer still has artifacts"
+        judgement = _JUDGEMENTS[layer["verdict_before"], layer["outliers_after"]["verdict"]]
         sentence = (
             f"Block {layer['layer']}: within the null basis of rank {layer['rank']} the closed form takes "
             f"{1 - after / before:.0%} off the mean norm of outliers; {judgement}."
@@ -153,7 +168,10 @@ def _students(diagnosis: Diagnosis, result: dict[str, Any]) -> Section:
         last = layers[-1]
         share = last["remaining_loss_on_outliers"]
         remaining = (
-            "" if share is None else f"; {share:.0%} of what is left of its loss falls on the teacher's outliers"
+            ""
+            if share is None
+            else f"; {share:.0%} of what is left of its loss against {last['trained_to']} falls on the teacher's "
+            "outliers"
         )
         verdict = last["outliers"]["verdict"]
         norms = "no artifacts of its own" if verdict == "none" else f"{verdict} of its own"
@@ -196,16 +214,22 @@ def _closely(diagnosis: Diagnosis) -> list[int]:
 
 
 @torch.no_grad()
-def _features(diagnosis: Diagnosis, layers: list[int], sample: ImageSample) -> dict[int, torch.Tensor]:
-    """Layer -> patches (images, n, d) of the teacher."""
+def _feature_batches(
+    diagnosis: Diagnosis, layers: list[int], sample: ImageSample
+) -> Iterator[dict[int, torch.Tensor]]:
+    """Layer -> patches (batch, n, d) of the teacher, batch by batch."""
     backbone = diagnosis.backbone
     weight = next(backbone.model.parameters())
-    parts: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
     for pixels in sample.teacher_pixels.split(16):
         features = backbone.features(pixels.to(weight), layers, adapters=False)
-        for layer, hidden in features.hidden.items():
-            parts[layer].append(hidden[:, backbone.num_prefix_tokens :].float().cpu())
-    return {layer: torch.cat(part) for layer, part in parts.items()}
+        prefix = backbone.num_prefix_tokens
+        yield {layer: hidden[:, prefix:].float().cpu() for layer, hidden in features.hidden.items()}
+
+
+def _features(diagnosis: Diagnosis, layers: list[int], sample: ImageSample) -> dict[int, torch.Tensor]:
+    """Layer -> patches (images, n, d) of the teacher, of a few images."""
+    batches = list(_feature_batches(diagnosis, layers, sample))
+    return {layer: torch.cat([batch[layer] for batch in batches]) for layer in layers}
 
 
 def _norm_maps(diagnosis: Diagnosis, layers: list[int]):
@@ -237,14 +261,16 @@ def _figure_6(diagnosis: Diagnosis, name: str):
     # The shown images first: maps are of the first rows.
     order = diagnosis.shown[:3] + [index for index in range(count) if index not in diagnosis.shown[:3]]
     sample = diagnosis.sample.select(order)
-    features = _features(diagnosis, layers, sample)
+    parts = {layer: ([], []) for layer in layers}
+    for features in _feature_batches(diagnosis, layers, sample):
+        for layer, patches in features.items():
+            parts[layer][0].append(patch_norms(patches))
+            parts[layer][1].append(patch_norms(of[layer](patches)))
     panels, masks = [], []
     for layer in layers:
-        before = patch_norms(features[layer])
-        panels.append(
-            NormPanel(f"block {layer}", before, patch_norms(of[layer](features[layer])), diagnosis.teacher.layout.grid)
-        )
-        masks.append(before >= diagnosis.teacher.threshold(layer))
+        before, after = map(torch.cat, parts[layer])
+        panels.append(NormPanel(f"block {layer}", before, after, diagnosis.teacher.layout.grid))
+        masks.append(diagnosis.teacher.is_outlier(layer, before))
     return patch_norms_figure(panels, sample.pictures()[:3], outliers=masks, title=f"Refinement: {name}")
 
 
@@ -262,7 +288,7 @@ def _similarity_maps(diagnosis: Diagnosis, layer: int):
         features = backbone.features(pixels.to(weight), [last])
         own = features.hidden[last][:, backbone.num_prefix_tokens :].float().cpu()
         columns[f"student\n{name}"] = (own, features.layout.grid)
-    marked = marked_places(patch_norms(patches), grid, diagnosis.teacher.threshold(layer))
+    marked = marked_places(diagnosis.teacher.is_outlier(layer, patch_norms(patches)), grid)
     return similarity_maps_figure(shown.pictures(), columns, marked)
 
 

@@ -19,29 +19,30 @@ allows."""
 
 @dataclass(frozen=True)
 class SurrogateSpectrum:
-    """SVD of W̃ = U Σ Vᵀ in row-vector convention (a token x passes as x W̃), of one block.
+    """What is kept of the SVD W̃ = U Σ Vᵀ in row-vector convention (a token x passes as x W̃), of one block.
 
     Args:
         values: (d,) singular values, descending.
-        left: U (d, d): columns are directions of the input; the last are the null directions.
-        leading_output: (d,) first right singular vector: the direction that W̃ amplifies most *into*.
+        leading_input: (d,) first left singular vector u₁: the direction of the input that W̃ amplifies most.
+        leading_output: (d,) first right singular vector v₁: the direction that W̃ amplifies most *into*.
     """
 
     values: Tensor
-    left: Tensor
+    leading_input: Tensor
     leading_output: Tensor
-
-    @property
-    def leading_input(self) -> Tensor:
-        """(d,) first left singular vector: the direction of the input that W̃ amplifies most."""
-        return self.left[:, 0]
 
 
 def surrogate_spectrum(backbone: VisionBackbone, block: int, *, fold_layer_norm: bool = False) -> SurrogateSpectrum:
     """Spectrum of a block's own surrogate, float64 on the CPU. `fold_layer_norm`: see [`linear_surrogate`]."""
     surrogate = linear_surrogate(backbone.feed_forward(block), fold_layer_norm=fold_layer_norm).cpu()
     left, values, right = torch.linalg.svd(surrogate, full_matrices=False)
-    return SurrogateSpectrum(values, left, right[0])
+    return SurrogateSpectrum(values, left[:, 0].clone(), right[0].clone())  # clones: not all of U and V with them
+
+
+def left_singular_vectors(backbone: VisionBackbone, block: int, *, fold_layer_norm: bool = False) -> Tensor:
+    """U (d, d) of a block's surrogate: columns are directions of the input, the last are the null directions."""
+    surrogate = linear_surrogate(backbone.feed_forward(block), fold_layer_norm=fold_layer_norm).cpu()
+    return torch.linalg.svd(surrogate)[0]
 
 
 def effective_nullity(values: Tensor, energy: float = NULL_ENERGY) -> int:

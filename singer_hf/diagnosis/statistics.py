@@ -157,7 +157,7 @@ class LogHistogram(Moments):
 
 
 class SumsByNorm:
-    """Sums of quantities of patches by the coarse bin of their norm.
+    """Sums of quantities of patches: over all, and over marked ones by the coarse bin of their norm.
 
     The threshold of outliers is known only behind the last image. With these, what outliers carry of each quantity is
     known then too, without a second pass and without keeping a patch.
@@ -169,43 +169,43 @@ class SumsByNorm:
 
     def __init__(self, *names: str, sizes: dict[str, int] | None = None) -> None:
         self._sums = {name: torch.zeros(NUM_COARSE, dtype=torch.float64) for name in ("count", *names)}
+        self._totals = dict.fromkeys(self._sums, 0.0)
         self._places = {name: torch.zeros(NUM_COARSE * size) for name, size in (sizes or {}).items()}
         self._places = {name: sums.long() for name, sums in self._places.items()}
 
-    def add(self, norms: Tensor, places: dict[str, Tensor] | None = None, **values: Tensor) -> None:
+    def add(self, norms: Tensor, marked: Tensor, places: dict[str, Tensor] | None = None, **values: Tensor) -> None:
         """Adds patches.
 
         Args:
             norms: (B, n).
+            marked: (B, n) bool, those that may count as outliers.
             places: name -> (B, n) or (n,) int64, in 0 … size − 1; what is summed is how often each occurs.
             values: name -> (B, n) or (n,).
         """
-        bins = fine_bins(norms) // FINE_PER_COARSE
-        flat = bins.flatten()
+        marked = marked.cpu()
+        flat = fine_bins(norms[marked.to(norms.device)]) // FINE_PER_COARSE
         self._sums["count"] += torch.bincount(flat, minlength=NUM_COARSE)
+        self._totals["count"] += norms.numel()
         for name, value in values.items():
-            weights = value.detach().cpu().double().expand(bins.shape).flatten()
-            self._sums[name] += torch.bincount(flat, weights=weights, minlength=NUM_COARSE)
+            value = value.detach().cpu().double().expand(marked.shape)
+            self._sums[name] += torch.bincount(flat, weights=value[marked], minlength=NUM_COARSE)
+            self._totals[name] += value.sum().item()
         for name, place in (places or {}).items():
             size = len(self._places[name]) // NUM_COARSE
-            combined = flat * size + place.cpu().expand(bins.shape).flatten()
+            combined = flat * size + place.cpu().expand(marked.shape)[marked]
             self._places[name] += torch.bincount(combined, minlength=NUM_COARSE * size)
 
     def above(self, edge: float) -> dict[str, float]:
-        """Sums over the patches whose norm reaches the coarse edge."""
+        """Sums over the marked patches whose norm reaches the coarse edge."""
         return {name: sums[_coarse_index(edge) :].sum().item() for name, sums in self._sums.items()}
 
     def total(self) -> dict[str, float]:
         """Sums over all patches."""
-        return {name: sums.sum().item() for name, sums in self._sums.items()}
+        return dict(self._totals)
 
     def places_above(self, name: str, edge: float) -> Tensor:
-        """(size,) how often each place occurs among the patches whose norm reaches the coarse edge."""
+        """(size,) how often each place occurs among the marked patches whose norm reaches the coarse edge."""
         return self._places[name].view(NUM_COARSE, -1)[_coarse_index(edge) :].sum(dim=0)
-
-    def places_total(self, name: str) -> Tensor:
-        """(size,) how often each place occurs."""
-        return self._places[name].view(NUM_COARSE, -1).sum(dim=0)
 
 
 def as_json(value: Any) -> Any:

@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..artifacts import image_peaks
 from ..backbones import VisionBackbone
 from ..layers import match_layers
 from ..losses import full_precision, gram_distance, patch_norms
 from ..similarity import LinearCKAStatistics
 from ..tokens import TokenAligner
+from .cka import trusted_cka
 from .gradient_share import RunningShare
-from .outliers import OutlierRule, find_outliers
+from .outliers import PatchNorms, find_outliers
 from .refinement import Refinement
 from .statistics import LogHistogram, Moments
 from .teacher import TeacherDiagnosis
@@ -28,13 +30,35 @@ class StudentFit:
 
     Args:
         projectors: teacher layer -> P_l.
+        student_layers: teacher layer -> student layer that it was trained with, for every projector.
         targets: teacher layer -> refinement of the target; empty for a run without adapter.
-        student_layers: teacher layer -> student layer that it was trained with; default: matched by relative depth.
+
+    Raises:
+        ValueError: projectors and pairs of different layers.
     """
 
     projectors: Mapping[int, nn.Module]
+    student_layers: Mapping[int, int]
     targets: Mapping[int, Refinement] = field(default_factory=dict)
-    student_layers: Mapping[int, int] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if set(self.projectors) != set(self.student_layers):
+            raise ValueError(
+                f"Projectors of teacher layers {sorted(self.projectors)} but student layers for "
+                f"{sorted(self.student_layers)}: every projector needs the student layer it was trained with."
+            )
+
+
+def check_student(name: str, student: VisionBackbone) -> None:
+    """Raises ValueError, naming the student, where it is in training mode or has weights that are not finite."""
+    if student.model.training:
+        raise ValueError(f"Student {name!r} is in training mode, where features are random: eval() it.")
+    for parameter, weight in student.model.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise ValueError(
+                f"Student {name!r}: {parameter} holds NaN or infinite values: its training diverged; take an earlier "
+                "checkpoint."
+            )
 
 
 class _Pair:
@@ -47,16 +71,15 @@ class _Pair:
         widths: tuple[int, int],
         refinement: Refinement | None,
         fit: StudentFit | None,
-        threshold: float,
+        diagnosis: TeacherDiagnosis,
     ) -> None:
-        self.layer, self.student_layer, self.refinement, self.threshold = layer, student_layer, refinement, threshold
-        fits = fit is not None and layer in fit.projectors
-        self.projector = fit.projectors[layer] if fits else None
-        self.target = fit.targets.get(layer) if fits else None
+        self.layer, self.student_layer, self.refinement, self.diagnosis = layer, student_layer, refinement, diagnosis
+        self.projector = None if fit is None else fit.projectors[layer]
+        self.target = None if fit is None else fit.targets.get(layer)
         self.loss_share, self.gradient_share = RunningShare(), RunningShare()
         self.gram, self.gram_refined = LogHistogram(), LogHistogram()
         self.cka = LinearCKAStatistics(*widths)
-        self.norms, self.peak = LogHistogram(), Moments()
+        self.norms, self.peak = PatchNorms(diagnosis.rule.min_ratio), Moments()
 
     def add(self, teacher: Tensor, student: Tensor, own: Tensor) -> None:
         """Patches (B, n, d_T) of the teacher; (B, n, d_S) of the student on the teacher's grid, and on its own."""
@@ -66,28 +89,30 @@ class _Pair:
             self.gram_refined.add(gram_distance(self.refinement(teacher), student) * count)
         self.cka.add(full_precision(teacher).flatten(0, 1).cpu(), full_precision(student).flatten(0, 1).cpu())
         if self.projector is not None:
-            outliers = patch_norms(teacher) >= self.threshold
+            outliers = self.diagnosis.is_outlier(self.layer, patch_norms(teacher))
             target = full_precision(teacher if self.target is None else self.target(teacher))
             residuals = patch_norms(self.projector(full_precision(student)) - target)
             self.gradient_share.add(residuals, outliers)
             self.loss_share.add(residuals.square(), outliers)
         norms = patch_norms(own)
         self.norms.add(norms)
-        self.peak.add(norms.amax(dim=1) / norms.median(dim=1).values)
+        self.peak.add(image_peaks(norms))
 
-    def summary(self, patches: int, rule: OutlierRule) -> dict[str, Any]:
+    def summary(self, patches: int) -> dict[str, Any]:
+        target = None if self.projector is None else "F" if self.target is None else "F̂"
         return {
             "teacher_layer": self.layer,
             "student_layer": self.student_layer,
             "gram_distance": self.gram.summary(),
             "gram_distance_per_patch": self.gram.mean / patches,
             "gram_distance_to_refined": self.gram_refined.summary() if self.gram_refined.count else None,
-            "cka": self.cka.compute(),
+            "cka": trusted_cka(self.cka),
+            "trained_to": target,
             "remaining_loss_on_outliers": self.loss_share.value,
             "remaining_gradient_on_outliers": self.gradient_share.value,
             "norms": self.norms.summary(),
             "peak_to_median": self.peak.mean,
-            "outliers": asdict(find_outliers(self.norms, rule)),
+            "outliers": asdict(find_outliers(self.norms, self.diagnosis.rule)),
         }
 
 
@@ -102,11 +127,13 @@ def measure_student(
     refinements: Mapping[int, Refinement] | None = None,
     fit: StudentFit | None = None,
 ) -> list[dict[str, Any]]:
-    """One pass. Student layers are matched to the teacher's by relative depth, the last always to the last.
+    """One pass. With `fit`, over the pairs of layers that the run trained, and no others.
+
+    Without, student layers are matched to the teacher's by relative depth, the last always to the last.
 
     Args:
         teacher, student: both models; an adapter in the teacher is left out.
-        layers: of the teacher; the last block is added.
+        layers: of the teacher; the last block is added. Without `fit`.
         pairs: normalised pixels of both, (B, 3, H, W) each.
         diagnosis: the teacher's: which of its patches are outliers, and the rule for the student's own.
         refinements: of the teacher's layers, to measure the distance to refined features as well.
@@ -114,17 +141,24 @@ def measure_student(
 
     Returns:
         For each layer: `gram_distance` ‖G(F_T) − G(F_S)‖_F of an image (Table 5b), `gram_distance_per_patch` (divided
-        by the number of patches, Table 2), `cka` over all patches, `norms` and `outliers` of the student, and with
+        by the number of patches, Table 2), `cka` over all patches (`None` where they are too few for one, see
+        [`trusted_cka`]), `norms` and `outliers` of the student, and with
         `fit` the share of what remains of the feature loss, and of its gradient's norm, that falls on the teacher's
-        outliers.
+        outliers: `trained_to` says whether that is the loss against F or against F̂.
+
+    Raises:
+        ValueError: a student in training mode, with features that are not finite, or no images.
     """
-    layers = sorted({*layers, teacher.num_blocks - 1})
-    matched = match_layers(layers, teacher.num_blocks, student.num_blocks)
-    if fit is not None:
-        matched = [fit.student_layers.get(layer, other) for layer, other in zip(layers, matched, strict=True)]
+    check_student("student", student)
+    if fit is None:
+        layers = sorted({*layers, teacher.num_blocks - 1})
+        matched = match_layers(layers, teacher.num_blocks, student.num_blocks)
+    else:
+        layers = sorted(fit.student_layers)
+        matched = [fit.student_layers[layer] for layer in layers]
     widths = (teacher.hidden_size, student.hidden_size)
     measured = [
-        _Pair(layer, other, widths, (refinements or {}).get(layer), fit, diagnosis.threshold(layer))
+        _Pair(layer, other, widths, (refinements or {}).get(layer), fit, diagnosis)
         for layer, other in zip(layers, matched, strict=True)
     ]
     teacher_walk, student_walk = Walk(teacher), Walk(student)
@@ -143,4 +177,4 @@ def measure_student(
             )
     if teacher_walk.layout is None:
         raise ValueError("There are no images to measure the student on.")
-    return [pair.summary(teacher_walk.layout.num_patches, diagnosis.rule) for pair in measured]
+    return [pair.summary(teacher_walk.layout.num_patches) for pair in measured]

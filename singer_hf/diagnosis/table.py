@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -15,12 +15,14 @@ class Table:
         columns: heads.
         rows: one list of cells a row.
         note: what the columns mean.
+        paper: rows of the paper's own figures, below the others and set apart.
     """
 
     title: str
     columns: list[str]
     rows: list[list[str]]
     note: str = ""
+    paper: list[list[str]] = field(default_factory=list)
 
 
 def number(value: float | None, digits: int | None = None) -> str:

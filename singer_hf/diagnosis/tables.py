@@ -47,9 +47,9 @@ def layer_table(result: dict[str, Any]) -> Table:
         ],
         rows,
         "Patch norms ‖F‖ behind each block, prefix tokens left out. Peak / median: of an image, mean over images. "
-        "Outliers: share of patches from τ on. Ratio: median norm of outliers over median norm. Gradient and loss: "
-        "share of an MSE feature loss's gradient norm, and of the loss, that falls on outliers while the student's "
-        "prediction is small.",
+        "Outliers: share of patches that reach τ and stand out of their own image. Ratio: median norm of outliers "
+        "over median norm. Gradient and loss: share of an MSE feature loss's gradient norm, and of the loss, that "
+        "falls on outliers while the student's prediction is small.",
     )
 
 
@@ -75,35 +75,38 @@ def traits_table(result: dict[str, Any]) -> Table:
         ["block", "on the border", "low variance", "variance rank", "|cos| to u₁", "|cos| to v₁"],
         rows,
         "In brackets: chance, or the other patches. Border: the outermost ring. Low variance: among the quarter of "
-        "the image's patches with the lowest pixel variance. u₁, v₁: leading left and right singular vector of the "
-        "block's own feed-forward surrogate W̃ (a token x passes as x W̃, so u₁ is the input it amplifies most and v₁ "
-        "what it amplifies it into).",
+        "the image's patches with the lowest pixel variance. A token x passes a feed-forward surrogate as x W̃: u₁, "
+        "the leading left singular vector, is the input that the next block (behind the last one: the last itself) "
+        "amplifies most; v₁, the leading right one of the block's own W̃, is what the block itself amplifies into.",
     )
 
 
 def table_2(result: dict[str, Any]) -> Table:
-    """Teacher–student similarity (Table 2), of the last block."""
+    """Teacher–student similarity (Table 2), of the last pair of blocks."""
     rows = [
         [
             name,
+            f"{last['teacher_layer']} / {last['student_layer']}",
             f"{last['gram_distance_per_patch']:.3f}",
-            f"{last['cka']:.3f}",
+            fixed(last["cka"], 3),
             f"{last['peak_to_median']:.2f}",
-            percent(last["remaining_loss_on_outliers"]),
+            f"{percent(last['remaining_loss_on_outliers'])} ({last['trained_to']})" if last["trained_to"] else "–",
         ]
         for name, layers in result["students"].items()
         for last in layers[-1:]
     ]
     paper = [("FitNet", 0.237, 0.732), ("ViTKD", 0.520, 0.745), ("SiNGER", 0.130, 0.660)]
-    rows += [[f"{name} ({PAPER} → ViT-T)", f"{gram:.3f}", f"{cka:.3f}", "–", "–"] for name, gram, cka in paper]
     return Table(
         "Teacher–student similarity (Table 2)",
-        ["student", "Gram distance ↓", "CKA", "peak / median", "remaining loss on outliers"],
+        ["student", "blocks", "Gram distance ↓", "CKA", "peak / median", "remaining loss on outliers"],
         rows,
-        "Last block of the student against last block of the unrefined teacher, patches alone. Gram distance: "
-        "‖G(F_T) − G(F_S)‖_F over the number of patches, mean over images. CKA: linear, over all patches. Peak / "
-        "median: of the student's own patch norms. Remaining loss: how much of what is left of the run's feature loss "
-        "falls on the teacher's outliers (against F̂_T where the run had an adapter).",
+        "Blocks: of the teacher / of the student, the last pair that the run trained (of a student by itself: the "
+        "last ones). The teacher is unrefined, patches alone. Gram distance: ‖G(F_T) − G(F_S)‖_F over the number of "
+        f"patches, mean over images. CKA: linear, over all patches; it needs {result['images_for_cka']} images here. "
+        "Peak / median: of the student's own patch norms. Remaining loss: how much of what is left of the run's "
+        "feature loss falls on the teacher's outliers; in brackets the target that loss is against, F̂ where the run "
+        "had an adapter, else F: shares of two different losses.",
+        [[f"{name} ({PAPER} → ViT-T)", "–", f"{gram:.3f}", f"{cka:.3f}", "–", "–"] for name, gram, cka in paper],
     )
 
 
@@ -121,13 +124,13 @@ def table_3(result: dict[str, Any]) -> Table:
                 fixed(layer["cosine_of_others"], 4),
             ]
         )
-    rows.append([f"trained, block 17 ({PAPER})", "0.9566 ± 0.0038", "0.9731 ± 0.0021", "–", "–"])
     return Table(
         "Cosine between F and F̂ (Table 3)",
         ["refinement", "at l", "at l+1", "outliers at l", "others at l"],
         rows,
         "Mean over patches of an image; mean ± standard deviation over images. At l+1: outputs of the real block l+1 "
         "from F and from F̂; no block follows the last. Low for outliers and high for the others is what is wanted.",
+        [[f"trained, block 17 ({PAPER})", "0.9566 ± 0.0038", "0.9731 ± 0.0021", "–", "–"]],
     )
 
 
@@ -135,12 +138,12 @@ def table_5a(result: dict[str, Any]) -> Table:
     """Energy of Φ_up and Φ_down in the top and bottom quarter of W̃'s left singular vectors (Table 5a)."""
     rows = [
         [
-            f"{name}, block {layer['layer']}",
+            f"{name}, block {layer['layer']}{', norms folded' if layer['fold_layer_norm'] else ''}",
             *(f"{layer['energy'][factor][part]:.4f}" for factor in ("up", "down") for part in ("prob", "safe")),
         ]
         for name, layer in _effects(result)
     ]
-    rows += [
+    paper = [
         [f"nullspace, block {layer} ({PAPER})", *cells]
         for layer, cells in (
             (17, ["0.1479", "0.8337", "0.2847", "0.5485"]),
@@ -152,7 +155,9 @@ def table_5a(result: dict[str, Any]) -> Table:
         ["refinement", "Φ_up: E_prob ↓", "Φ_up: E_safe ↑", "Φ_down: E_prob ↓", "Φ_down: E_safe ↑"],
         rows,
         "Share of ‖Φ‖²_F in the span of the first (prob) and last (safe) quarter of the left singular vectors of the "
-        "next block's W̃; a random matrix has 0.25 in each.",
+        "next block's W̃; a random matrix has 0.25 in each. Norms folded: of the W̃ with LayerNorm and LayerScale, "
+        "which that adapter was made from; of the plain W̃ otherwise.",
+        paper,
     )
 
 
@@ -181,7 +186,7 @@ def table_5b(result: dict[str, Any]) -> Table:
                             "–",
                         ]
                     )
-    rows += [
+    paper = [
         [f"F_T and F̂_T ({PAPER})", "7.25 ± 0.84", "7.19", "–"],
         [f"F_T and student ({PAPER})", "41.71 ± 7.01", "–", "–"],
     ]
@@ -191,7 +196,8 @@ def table_5b(result: dict[str, Any]) -> Table:
         ["between", "mean ± deviation", "median", "behind block l+1"],
         rows,
         f"‖G(A) − G(B)‖_F of an image, over images. It grows with the number of patches: {patches} here, 196 in the "
-        "paper.",
+        "paper. F̂_T: by the adapter of the student's own run.",
+        paper,
     )
 
 
@@ -225,15 +231,24 @@ def table_7(result: dict[str, Any]) -> Table:
 def table_8(result: dict[str, Any]) -> Table:
     """Deviation of the real block's output under perturbations in null directions (Table 8)."""
     rows = [
-        [f"{basis}, block {int(layer) + 1}", *(f"{values[key]:.4f}" for key in ("l2", "cosine", "cka", "update_l2"))]
+        [f"{basis}, block {int(layer) + 1}", *(fixed(values[key], 4) for key in ("l2", "cosine", "cka", "update_l2"))]
         for layer, of in result["perturbations"].items()
         for basis, values in of.items()
     ]
-    rows += [
+    paper = [
         [f"feed-forward surrogate ({PAPER})", "0.169", "0.9787", "0.9975", "–"],
         [f"full Jacobian ({PAPER})", "0.191", "0.9564", "0.9947", "–"],
     ]
     size = result["options"]["perturbation_size"]
+    counts = next((values for of in result["perturbations"].values() for values in of.values()), None)
+    images = (
+        ""
+        if counts is None
+        else (
+            f" Bases from {counts['basis_images']} images, measured on {counts['images']} others; CKA needs at least "
+            f"{result['images_for_cka']}."
+        )
+    )
     return Table(
         "Perturbing a real block in null directions (Table 8)",
         ["basis", "L2 ↓", "cosine ↑", "CKA ↑", "L2 of the update ↓"],
@@ -241,7 +256,8 @@ def table_8(result: dict[str, Any]) -> Table:
         f"Every patch is perturbed by {size:.0%} of its norm in a random direction of the basis of rank "
         f"{result['rank']}. L2: relative change of the block's output; it contains the perturbation itself, which the "
         "residual stream passes on. The update is what the block adds. Random: an arbitrary basis, which nothing "
-        "makes null.",
+        f"makes null.{images}",
+        paper,
     )
 
 
@@ -254,7 +270,7 @@ def effect_table(result: dict[str, Any]) -> Table:
                 f"{name}, block {layer['layer']}",
                 str(layer["rank"]),
                 change(layer["peak_to_median"], lambda v: f"{v:.2f}"),
-                change(layer["share_above_threshold"], lambda v: percent(v, 2)),
+                change(layer["share_of_outliers"], lambda v: percent(v, 2)),
                 change(layer["mean_norm_of_outliers"], number),
                 change(layer["loss_share_of_outliers"], percent),
                 change({"before": layer["norms"]["before"]["median"], "after": layer["norms"]["after"]["median"]}),
@@ -263,10 +279,10 @@ def effect_table(result: dict[str, Any]) -> Table:
         )
     return Table(
         "Norms before → after refinement (Figure 6)",
-        ["refinement", "r", "peak / median", "above τ", "norm of outliers", "loss on outliers", "median", "verdict"],
+        ["refinement", "r", "peak / median", "outliers", "norm of outliers", "loss on outliers", "median", "verdict"],
         rows,
-        "Outliers are those of the unrefined features throughout; τ is the unrefined layer's. Verdict: of the rule, "
-        "applied to the refined norms.",
+        "Outliers: share of patches that reach the unrefined layer's τ and stand out of their image. "
+        "Norm and loss: of the unrefined features' outliers. Verdict: of the rule, applied to the refined norms.",
     )
 
 

@@ -11,14 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..artifacts import patch_variance
+from ..artifacts import image_peaks, patch_variance
 from ..backbones import TokenLayout, VisionBackbone
 from ..losses import patch_norms
+from ..nullspace import surrogate_layer
 from .norm_gain import NormGain, gain_table
-from .outliers import OutlierRule, Outliers, find_outliers
+from .outliers import OutlierRule, Outliers, PatchNorms, find_outliers, stands_out
 from .positions import border_mask, map_cells, map_shape, variance_rank
 from .spectrum import SurrogateSpectrum, effective_nullity, stable_rank, surrogate_spectrum
-from .statistics import LogHistogram, Moments, SumsByNorm
+from .statistics import Moments, SumsByNorm
 from .walk import Walk
 
 BACKGROUND = 0.25
@@ -35,10 +36,11 @@ class OutlierTraits:
         border_share, border_expected: share of them on the outermost ring; share of all patches there.
         background_share: share of them among the quarter of their image's patches of lowest pixel variance.
         variance_rank: mean rank of their pixel variance in their image, 0 the emptiest; 0.5 is chance.
-        input_cosine, input_cosine_others: mean |cos| between the token and the leading left singular vector of the
-            block's W̃ (the direction that its feed-forward part amplifies most), of outliers and of the others.
-        output_cosine, output_cosine_others: as before, with the leading right singular vector (the direction that it
-            amplifies into, the "left singular vector" of works that write W x).
+        input_cosine, input_cosine_others: mean |cos| between the token and the leading left singular vector u₁ of the
+            W̃ that refinements here must not disturb, the next block's (of the last block its own): the direction
+            that its feed-forward part amplifies most. Of outliers and of the others.
+        output_cosine, output_cosine_others: as before, with the leading right singular vector v₁ of the block's own
+            W̃: the direction that it amplifies into, the "left singular vector" of works that write W x.
         places: how often they occur at each place of the image, rows of a map of `map_shape`.
     """
 
@@ -68,7 +70,7 @@ class LayerDiagnosis:
     """
 
     layer: int
-    norms: LogHistogram
+    norms: PatchNorms
     peak_to_median: float
     outliers: Outliers
     traits: OutlierTraits | None
@@ -113,6 +115,10 @@ class TeacherDiagnosis:
         """τ of a layer."""
         return self.layers[layer].outliers.threshold
 
+    def is_outlier(self, layer: int, norms: Tensor) -> Tensor:
+        """(B, n) bool: which patches of a layer the rule calls outliers, by their norms (B, n)."""
+        return (norms >= self.threshold(layer)) & stands_out(norms, self.rule.min_ratio)
+
     def summary(self) -> dict[str, Any]:
         """For JSON."""
         return {
@@ -138,9 +144,9 @@ class TeacherDiagnosis:
 class _LayerStatistics:
     """What is summed of one layer."""
 
-    def __init__(self, spectrum: SurrogateSpectrum, cells: int) -> None:
-        self.directions = F.normalize(torch.stack([spectrum.leading_input, spectrum.leading_output]), dim=1)
-        self.norms, self.peak_to_median = LogHistogram(), Moments()
+    def __init__(self, directions: tuple[Tensor, Tensor], cells: int, rule: OutlierRule) -> None:
+        self.directions = F.normalize(torch.stack(directions), dim=1)
+        self.norms, self.peak_to_median = PatchNorms(rule.min_ratio), Moments()
         self.sums = SumsByNorm(
             *("norm", "square", "border", "background", "variance_rank", "input_cosine", "output_cosine"),
             sizes={"place": cells},
@@ -152,9 +158,10 @@ class _LayerStatistics:
         directions = self.directions.to(device=norms.device, dtype=norms.dtype)
         cosines = (patches.to(norms.dtype) @ directions.T / norms.clamp(min=1e-12)[..., None]).abs()
         self.norms.add(norms)
-        self.peak_to_median.add(norms.amax(dim=1) / norms.median(dim=1).values)
+        self.peak_to_median.add(image_peaks(norms))
         self.sums.add(
             norms,
+            stands_out(norms, self.norms.min_ratio),
             places={"place": cells},
             norm=norms,
             square=norms.double().square(),
@@ -228,7 +235,14 @@ def diagnose_teacher(
             layout = walk.layout_of(pixels)
             if not layers:
                 rows, columns = map_shape(layout.grid)
-                layers = [_LayerStatistics(spectrum, rows * columns) for spectrum in spectra]
+                layers = [
+                    _LayerStatistics(
+                        (spectra[surrogate_layer(layer, len(spectra))].leading_input, spectrum.leading_output),
+                        rows * columns,
+                        rule,
+                    )
+                    for layer, spectrum in enumerate(spectra)
+                ]
                 border, cells = border_mask(layout.grid), map_cells(layout.grid)
             ranks = variance_rank(patch_variance(pixels, backbone.patch_size))
             for layer, before, after in walk.blocks(pixels):

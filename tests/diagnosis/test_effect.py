@@ -25,7 +25,7 @@ def test_tables_3_and_5b_are_those_of_all_features_at_once(measured, images):
         refined = torch.cat([hidden[:, :1], hidden[:, 1:] + hidden[:, 1:] @ refinement.down @ refinement.up], dim=1)
         after = backbone.run_block(3, refined)[:, 1:].double()
     before, refined = hidden[:, 1:].double(), refined[:, 1:].double()
-    result = effects[2].summary(found)
+    result = effects[2].summary()
     cosine = torch.nn.functional.cosine_similarity(before, refined, dim=-1)
     assert result["cosine"]["mean"] == pytest.approx(cosine.mean().item(), **LOOSE)
     assert result["cosine"]["std"] == pytest.approx(cosine.mean(dim=1).std().item(), **LOOSE)
@@ -47,19 +47,21 @@ def test_figure_6_in_numbers(measured, images):
     with torch.no_grad():
         before = backbone.features(images, [2]).hidden[2][:, 1:]
     norms, refined = before.norm(dim=-1), refinement(before).norm(dim=-1)
-    outliers = norms >= found.threshold(2)
-    result = effects[2].summary(found)
+    outliers = found.is_outlier(2, norms)
+    result = effects[2].summary()
     assert result["mean_norm_of_outliers"]["before"] == pytest.approx(norms[outliers].mean().item(), **LOOSE)
     assert result["mean_norm_of_outliers"]["after"] == pytest.approx(refined[outliers].mean().item(), **LOOSE)
-    assert result["share_above_threshold"]["after"] == (refined >= found.threshold(2)).float().mean().item()
+    share = result["share_of_outliers"]
+    assert share["before"] == outliers.float().mean().item()
+    assert share["after"] == found.is_outlier(2, refined).float().mean().item()
     assert result["loss_share_of_outliers"]["after"] == pytest.approx(
         (refined[outliers].square().sum() / refined.square().sum()).item(), **LOOSE
     )
 
 
 def test_no_block_follows_the_last(measured):
-    _, found, _, effects = measured
-    result = effects[3].summary(found)
+    _, _, _, effects = measured
+    result = effects[3].summary()
     assert result["cosine_next_block"] is None and result["gram_distance_next_block"] is None
 
 

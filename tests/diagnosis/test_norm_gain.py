@@ -37,7 +37,7 @@ def test_gains_are_those_of_the_blocks_parts_run_by_hand(images):
 
 def test_growth_is_gain_less_one_and_hooks_are_gone(images):
     backbone, gain, _, _ = record(tiny_vit().eval(), images[:4])
-    table = gain_table(gain.pooled([1]))
+    table = gain_table(gain.ratios[1])
     assert table["feed_forward"]["mean"] == pytest.approx(gain.ratios[1]["feed_forward"].mean - 1)
     assert table["fc1"]["mean"] == pytest.approx(gain.ratios[1]["fc1"].mean)
     count = gain.ratios[1]["fc1"].count

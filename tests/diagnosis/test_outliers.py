@@ -3,8 +3,7 @@ import math
 import pytest
 import torch
 
-from singer_hf.diagnosis.outliers import OutlierRule, find_outliers, median_excess
-from singer_hf.diagnosis.statistics import LogHistogram
+from singer_hf.diagnosis.outliers import OutlierRule, PatchNorms, find_outliers, median_excess
 
 GENERATOR = torch.Generator()
 
@@ -22,10 +21,48 @@ def uniform(count, low, high):
     return low + (high - low) * torch.rand(count, generator=GENERATOR, dtype=torch.float64)
 
 
+def patch_norms(values):
+    """Of one image with all these norms."""
+    norms = PatchNorms(min_ratio=2.0)
+    norms.add(values[None])
+    return norms
+
+
 def verdict(*log_norms, rule=None):
-    histogram = LogHistogram()
-    histogram.add(torch.cat(log_norms).exp())
-    return find_outliers(histogram, rule or OutlierRule())
+    return find_outliers(patch_norms(torch.cat(log_norms).exp()), rule or OutlierRule())
+
+
+def of_images(norms):
+    """The verdict on (images, patches)."""
+    statistics = PatchNorms(min_ratio=2.0)
+    for batch in norms.split(7):
+        statistics.add(batch)
+    return find_outliers(statistics, OutlierRule())
+
+
+def test_images_whose_norms_are_all_high_have_no_artifacts():
+    """Night scenes, blank pages: a second mode of the pooled norms, but nothing that stands out of its image."""
+    norms = normal(20_000, 3.0, 0.08).exp().view(100, 200)
+    norms[:5] *= 3
+    found = of_images(norms)
+    assert verdict(norms.log().flatten()).are_artifacts  # which a rule on pooled norms would say
+    assert found.verdict == "none" and found.count == 0
+
+
+def test_artifacts_are_found_beside_images_whose_norms_are_all_high():
+    norms = normal(20_000, 3.0, 0.08).exp().view(100, 200)
+    norms[:5] *= 3
+    norms[5:60, 10:14] *= 6
+    found = of_images(norms)
+    assert found.are_artifacts and found.count == 55 * 4
+    assert found.ratio == pytest.approx(6, rel=0.05)
+
+
+def test_artifacts_of_an_image_whose_norms_are_all_high_count():
+    norms = normal(20_000, 3.0, 0.08).exp().view(100, 200)
+    norms[:5] *= 3
+    norms[:60, 10:14] *= 6
+    assert of_images(norms).count == 60 * 4
 
 
 def test_a_second_mode_is_found_with_its_share_and_ratio():
@@ -68,8 +105,8 @@ def test_heavy_tails_of_one_population_are_not_artifacts(seed):
 
 def test_the_median_excess_of_a_laplace_tail_is_its_scale():
     torch.manual_seed(0)
-    histogram = LogHistogram()
-    histogram.add(torch.distributions.Laplace(torch.tensor(3.0, dtype=torch.float64), 0.25).sample((200_000,)).exp())
+    laplace = torch.distributions.Laplace(torch.tensor(3.0, dtype=torch.float64), 0.25)
+    histogram = patch_norms(laplace.sample((200_000,)).exp())
     found = find_outliers(histogram, OutlierRule())
     assert median_excess(histogram, found.threshold) == pytest.approx(math.log(2) / (1.4826 * math.log(2)), abs=0.08)
 

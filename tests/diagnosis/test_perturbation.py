@@ -5,7 +5,8 @@ from families import tiny_model, tiny_vit
 
 from singer_hf import vision_backbone
 from singer_hf.diagnosis import BASES, measure_perturbations
-from singer_hf.diagnosis.perturbation import random_perturbation
+from singer_hf.diagnosis.jacobian import mean_outer_product
+from singer_hf.diagnosis.perturbation import BasisContext, random_perturbation
 from singer_hf.similarity import linear_cka
 
 
@@ -21,9 +22,9 @@ def test_table_8_is_what_the_real_block_does(images):
     model = tiny_vit(initializer_range=0.2).eval()
     backbone = vision_backbone(model)
     basis = torch.linalg.qr(torch.randn(32, 5))[0]
-    measured = measure_perturbations(backbone, [1], images[:12], rank=5, seed=3, bases={"mine": lambda context: basis})
+    measured = measure_perturbations(backbone, [1], images[:24], rank=5, seed=3, bases={"mine": lambda context: basis})
     with torch.no_grad():
-        features = backbone.features(images[6:12], [1, 2])
+        features = backbone.features(images[12:24], [1, 2])
         hidden, output = features.hidden[1], features.hidden[2][:, 1:]
         delta = random_perturbation(hidden[:, 1:], basis, 0.2, torch.Generator().manual_seed(3))
         perturbed = backbone.run_block(2, torch.cat([hidden[:, :1], hidden[:, 1:] + delta], dim=1))[:, 1:]
@@ -37,6 +38,33 @@ def test_table_8_is_what_the_real_block_does(images):
     update = (output - hidden[:, 1:]).norm(dim=-1).flatten()
     expected = (change - delta).norm(dim=-1).mean() / update.sort().values[(len(update) - 1) // 2]
     assert values["update_l2"] == pytest.approx(expected.item(), rel=0.005)
+
+
+def test_bases_are_made_from_the_whole_first_half(images):
+    seen = []
+
+    def basis(context):
+        seen.extend(len(hidden) for hidden, _ in context.batches)
+        return torch.linalg.qr(torch.randn(32, 4))[0]
+
+    backbone = vision_backbone(tiny_vit().eval())
+    values = measure_perturbations(backbone, [1], images[:41], rank=4, batch_size=8, bases={"mine": basis})[1]["mine"]
+    assert seen == [8, 8, 4] and (values["basis_images"], values["images"]) == (20, 21)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_the_jacobian_basis_does_not_depend_on_how_images_are_cut(images, monkeypatch, exact):
+    if not exact:
+        monkeypatch.setattr("singer_hf.diagnosis.jacobian.mean_outer_product.__kwdefaults__", {
+            **mean_outer_product.__kwdefaults__, "exact_up_to": 0,
+        })  # fmt: skip
+    backbone = vision_backbone(tiny_vit(initializer_range=0.2).eval())
+    with torch.no_grad():
+        hidden = backbone.features(images[:32], [1]).hidden[1]
+    cut = BasisContext(backbone, 1, 8, [(part, {}) for part in hidden.split(8)], seed=0)
+    whole = BasisContext(backbone, 1, 8, [(hidden, {})], seed=0)
+    first, second = BASES["full Jacobian"](cut), BASES["full Jacobian"](whole)
+    assert (first.T @ second).square().sum() / 8 > 0.5  # other tokens are drawn; chance is 0.25
 
 
 def test_null_directions_disturb_the_update_less_than_random_ones(images):

@@ -70,9 +70,9 @@ def test_similarity_maps_are_cosines_to_the_marked_patch():
 
 
 def test_the_marked_patch_is_central_and_no_outlier():
-    norms = torch.ones(2, 9)
-    norms[1, 4] = 50.0
-    places = marked_places(norms, (3, 3), threshold=5.0)
+    outliers = torch.zeros(2, 9, dtype=torch.bool)
+    outliers[1, 4] = True
+    places = marked_places(outliers, (3, 3))
     assert places[0] == pytest.approx((0.5, 0.5))
     assert places[1] != pytest.approx((0.5, 0.5)) and max(abs(p - 0.5) for p in places[1]) < 0.4
 

@@ -4,7 +4,7 @@ from families import tiny_vit
 
 from singer_hf import vision_backbone
 from singer_hf.diagnosis import diagnose_teacher, recommend
-from singer_hf.diagnosis.recommend import named_blocks
+from singer_hf.diagnosis.recommend import looked_at_sentence, named_blocks, null_rank
 from singer_hf.diagnosis.spectrum import effective_nullity
 
 
@@ -26,11 +26,29 @@ def test_advice_for_a_clean_teacher(images):
     assert "no artifacts" in advice.sentence and "little to repair" in advice.sentence
 
 
-def test_the_rank_is_for_the_layers_that_were_named(artifact_teacher, images):
+def test_the_rank_of_layers_is_what_their_surrogates_allow(artifact_teacher, images):
     found = diagnose_teacher(vision_backbone(artifact_teacher), images.split(16))
-    advice = recommend(found, layers=[0])
-    assert advice.layers == [0]
-    assert advice.rank == max(1, effective_nullity(found.spectra[1].values))
+    assert null_rank(found, [0])[0] == max(1, effective_nullity(found.spectra[1].values))
+
+
+@pytest.mark.parametrize(
+    ("layers", "text"),
+    [
+        ([0], "block 0 with rank 5, which has no artifacts"),
+        ([0, 1], "blocks 0 and 1 with rank 5, none of which has artifacts"),
+        ([0, 3], "blocks 0 and 3 with rank 5, of which only block 3 has artifacts"),
+        ([2, 3], "blocks 2 and 3 with rank 5, all of which have artifacts"),
+    ],
+)
+def test_other_layers_than_the_advised_ones_are_said_to_be_looked_at(artifact_teacher, images, layers, text):
+    found = diagnose_teacher(vision_backbone(artifact_teacher), images.split(16))
+    assert text in looked_at_sentence(found, layers, 5, recommend(found))
+
+
+def test_nothing_is_said_where_the_advised_layers_are_looked_at(artifact_teacher, images):
+    found = diagnose_teacher(vision_backbone(artifact_teacher), images.split(16))
+    advice = recommend(found)
+    assert looked_at_sentence(found, advice.layers, advice.rank, advice) is None
 
 
 @pytest.mark.parametrize(

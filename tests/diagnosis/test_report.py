@@ -35,7 +35,7 @@ class Collector(HTMLParser):
 def rendered():
     figure = Figure(figsize=(2, 1))
     figure.subplots().plot([1, 2])
-    table = Table(EVIL, ["a", EVIL], [[EVIL, "1"], ["x (paper, ViT-L)", "2"]], EVIL)
+    table = Table(EVIL, ["a", EVIL], [[EVIL, "1"], ["(paper, like a run)", "2"]], EVIL, [["paper", "3"]])
     section = Section(EVIL, [EVIL], [table], [Picture("p", figure, EVIL)])
     return render_report(EVIL, EVIL, [section], facts={EVIL: EVIL}, verdict="artifacts")
 

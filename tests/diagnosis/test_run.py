@@ -17,12 +17,15 @@ from singer_hf.diagnosis import (  # noqa: E402
     DiagnosisOptions,
     ImageBatches,
     ModelInput,
+    Refinement,
     diagnose,
     initial_refinements,
+    recommend,
     render_report,
     report_sections,
     tables,
 )
+from singer_hf.diagnosis.sections import closed_form_sentences  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +75,85 @@ def test_tables_state_the_recorded_numbers(whole):
     assert len(tables.effect_table(result).rows) == 3 + 3 + 2 + 2
     second = tables.table_2(result).rows[0]
     last = result["students"]["<run>"][-1]
-    assert second[:3] == ["<run>", f"{last['gram_distance_per_patch']:.3f}", f"{last['cka']:.3f}"]
+    assert second[:4] == ["<run>", "3 / 2", f"{last['gram_distance_per_patch']:.3f}", f"{last['cka']:.3f}"]
+
+
+def test_tables_3_5_7_and_8_state_the_recorded_numbers(whole):
+    result = whole.summary()
+    effect = result["refinements"]["<run>"][1]  # block 2
+    row = tables.table_3(result).rows[1]
+    assert row[0] == "<run>, block 2"
+    assert row[1] == f"{effect['cosine']['mean']:.4f} ± {effect['cosine']['std']:.4f}"
+    assert row[2] == f"{effect['cosine_next_block']['mean']:.4f} ± {effect['cosine_next_block']['std']:.4f}"
+    energy = [effect["energy"][factor][part] for factor in ("up", "down") for part in ("prob", "safe")]
+    assert tables.table_5a(result).rows[1] == ["<run>, block 2", *(f"{value:.4f}" for value in energy)]
+    rows = {row[0]: row for row in tables.table_5b(result).rows}
+    gram = effect["gram_distance"]
+    assert rows["F_T and F̂_T: <run>, block 2"][1:3] == [
+        f"{gram['mean']:.2f} ± {gram['std']:.2f}", f"{gram['median']:.2f}",
+    ]  # fmt: skip
+    assert (
+        rows["F_T and student: large, block 3"][2]
+        == f"{result['students']['large'][-1]['gram_distance']['median']:.2f}"
+    )
+    gain = result["teacher"]["norm_gain"]["all_blocks"]["fc2"]
+    assert tables.table_7(result).rows[1][1:4] == [f"{gain[key]:.4f}" for key in ("mean", "median", "p95")]
+    values = result["perturbations"]["2"]["full Jacobian"]
+    rows = {row[0]: row for row in tables.table_8(result).rows}
+    assert rows["full Jacobian, block 3"][1:3] == [f"{values['l2']:.4f}", f"{values['cosine']:.4f}"]
+    assert rows["full Jacobian, block 3"][3] == "–" and values["cka"] is None  # 64 patches for a width of 32
+    assert "needs at least 10" in tables.table_8(result).note
+
+
+def test_a_student_without_an_adapter_is_not_measured_against_anothers(whole):
+    of = whole.summary()["students"]
+    assert of["<run>"][-1]["gram_distance_to_refined"] is not None
+    assert all(entry["gram_distance_to_refined"] is None for entry in of["large"])
+
+
+def test_advice_is_of_the_teacher_whatever_is_looked_at(whole):
+    result = whole.summary()
+    assert whole.recommendation == recommend(whole.teacher)
+    assert result["recommendation"]["layers"] == [2, 3] and "distill blocks 2 and 3" in whole.recommendation.sentence
+    assert "blocks 1 to 3 with rank 4, of which only blocks 2 and 3 have artifacts" in result["looked_at"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "text"),
+    [
+        ("artifacts", "none", "the artifacts are gone"),
+        ("artifacts", "heavy tail", "a heavy tail is left"),
+        ("artifacts", "artifacts", "still has artifacts"),
+        ("none", "none", "nothing to repair"),
+        ("heavy tail", "heavy tail", "had no artifacts but a heavy tail, and still has it"),
+    ],
+)
+def test_the_closed_forms_sentence_compares_before_and_after(whole, before, after, text):
+    result = whole.summary()
+    (layer, *_) = result["refinements"][CLOSED_FORM]
+    layer["verdict_before"], layer["outliers_after"]["verdict"] = before, after
+    assert text in closed_form_sentences(result)[0]
+
+
+def test_what_does_not_fit_is_said_before_the_teachers_pass(batches, whole):
+    def stop(line):
+        raise AssertionError(f"stage {line!r} was reached")
+
+    teacher, takes = tiny_vit().eval(), ModelInput.of_processor(vit_processor())
+    wide = Refinement(torch.zeros(16, 2), torch.zeros(2, 16))
+    broken = tiny_vit(hidden_size=16).eval()
+    with torch.no_grad():
+        next(broken.parameters()).fill_(float("nan"))
+    for changes, message in (
+        ({"refinements": {"mine": {1: wide}}}, "'mine', block 1, has factors"),
+        ({"refinements": {CLOSED_FORM: {1: wide}}}, "the diagnosis's own name"),
+        ({"students": {"mine": (tiny_vit().train(), takes)}}, "'mine' is in training mode"),
+        ({"students": {"mine": (broken, takes)}}, "'mine': .* holds NaN"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            diagnose(teacher, batches, report=stop, **changes)
+    with pytest.raises(ValueError, match="give at least 63 images"):
+        diagnose(teacher, ImageBatches(noise_dataset(20), takes), report=stop)
 
 
 def test_the_report_shows_every_section_and_no_raw_name(whole):
@@ -93,7 +174,7 @@ def test_shown_images_are_those_with_most_outliers(whole):
     with torch.no_grad():
         hidden = backbone.features(whole.sample.teacher_pixels, whole.layers).hidden
     counts = sum(
-        (hidden[layer][:, 1:].norm(dim=-1) >= whole.teacher.threshold(layer)).sum(dim=1) for layer in whole.layers
+        whole.teacher.is_outlier(layer, hidden[layer][:, 1:].norm(dim=-1)).sum(dim=1) for layer in whole.layers
     )
     others = [index for index in range(len(whole.sample)) if index not in whole.shown]
     assert counts[whole.shown].min() >= counts[others].max()
@@ -111,10 +192,18 @@ def test_a_clean_teacher_gets_a_whole_report_too(batches):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_goes_through_all_of_it(family, batches):
+    """With artifacts, so that the closed form is fitted, and a student of the same family."""
+    torch.manual_seed(0)
+    takes = ModelInput.of_processor(vit_processor())
     found = diagnose(
-        tiny_model(family).eval(), batches, options=DiagnosisOptions(perturbation_images=4, rank=4, layers=[0, 2])
+        with_artifacts(tiny_model(family).eval(), 1, size=400.0),
+        batches,
+        students={"same": (tiny_model(family).eval(), takes)},
+        options=DiagnosisOptions(perturbation_images=4, rank=4, layers=[0, 2]),
     )
     result = found.summary()
+    assert [layer["teacher_layer"] for layer in result["students"]["same"]] == [0, 2]
+    assert (CLOSED_FORM in result["refinements"]) == (found.teacher.layers[2].outliers.count > 0)
     cosine = result["refinements"][INITIAL][0]["cosine_next_block"]["mean"]
     assert 0 < cosine <= 1 and math.isfinite(result["perturbations"]["0"]["full Jacobian"]["l2"])
 

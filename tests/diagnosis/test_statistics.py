@@ -65,19 +65,21 @@ def test_merged_histograms_are_those_of_all_values():
 def test_what_lies_above_an_edge_is_what_a_mask_selects():
     values = norms().view(100, 200)
     weights = torch.rand(values.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    marked = torch.rand(values.shape, generator=torch.Generator().manual_seed(2)) < 0.7
     places = torch.arange(200) % 7
     sums, histogram = SumsByNorm("weight", sizes={"place": 7}), LogHistogram()
-    for part, weight in zip(values.split(9), weights.split(9), strict=True):
-        sums.add(part, places={"place": places}, weight=weight)
-        histogram.add(part)
+    for part, mark, weight in zip(values.split(9), marked.split(9), weights.split(9), strict=True):
+        sums.add(part, mark, places={"place": places}, weight=weight)
+        histogram.add(part[mark])
     edge = coarse_edge(30.0)
-    mask = values >= edge
+    mask = (values >= edge) & marked
     assert 30.0 <= edge < 30.0 * 1.06
     assert sums.above(edge)["count"] == histogram.count_above(edge) == mask.sum()
     assert sums.above(edge)["weight"] == pytest.approx(weights[mask].sum().item(), rel=1e-12)
     expected = torch.bincount(places.expand(100, -1)[mask], minlength=7)
     assert torch.equal(sums.places_above("place", edge), expected)
     assert sums.total()["count"] == values.numel()
+    assert sums.total()["weight"] == pytest.approx(weights.sum().item(), rel=1e-12)
     exact = np.quantile(values[mask].numpy(), 0.5, method="inverted_cdf")
     assert histogram.quantile(0.5, above=edge) == pytest.approx(exact, rel=0.0026)
 

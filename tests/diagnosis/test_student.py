@@ -52,7 +52,7 @@ def test_models_of_other_grids_and_prefix_tokens_are_aligned():
         pairs,
         diagnosis=diagnose_teacher(vision_backbone(teacher), [pixels(63)]),
     )
-    assert len(found) == 2 and 0 <= found[-1]["cka"] <= 1
+    assert len(found) == 2 and found[-1]["cka"] is None  # of 6 images: too few
     assert found[-1]["norms"]["count"] == 6 * 36  # the student's own patches, not interpolated ones
 
 
@@ -70,20 +70,39 @@ def test_the_remaining_loss_is_that_of_the_projected_student(artifact_teacher, s
         [],
         [(batch, batch) for batch in images.split(10)],
         diagnosis=found,
-        fit=StudentFit({3: projector}, {3: target}),
+        fit=StudentFit({3: projector}, {3: 2}, {3: target}),
     )[0]
     own = last_patches(artifact_teacher, images)
-    outliers = own.norm(dim=-1) >= found.threshold(3)
+    outliers = found.is_outlier(3, own.norm(dim=-1))
     parts = projector(last_patches(student, images)), target(own), outliers
     assert 0 < result["remaining_loss_on_outliers"] < 1
     assert result["remaining_loss_on_outliers"] == pytest.approx(outlier_loss_share(*parts), rel=1e-4)
     assert result["remaining_gradient_on_outliers"] == pytest.approx(outlier_gradient_share(*parts), rel=1e-4)
 
 
+def test_a_student_that_cannot_be_measured(teacher, student, images, diagnosis):
+    parts = vision_backbone(teacher), vision_backbone(student), [], [(images, images)]
+    student.train()
+    with pytest.raises(ValueError, match="Student 'student' is in training mode"):
+        measure_student(*parts, diagnosis=diagnosis)
+    with torch.no_grad():
+        next(student.eval().parameters()).fill_(float("nan"))
+    with pytest.raises(ValueError, match="Student 'student': .* holds NaN"):
+        measure_student(*parts, diagnosis=diagnosis)
+
+
+def test_projectors_without_a_student_layer():
+    with pytest.raises(ValueError, match="every projector needs the student layer"):
+        StudentFit({3: torch.nn.Linear(16, 32)}, {})
+
+
 def test_the_layers_that_a_run_joined_are_compared(teacher, student, images, diagnosis):
-    fit = StudentFit({1: torch.nn.Linear(16, 32)}, student_layers={1: 0})
+    fit = StudentFit({1: torch.nn.Linear(16, 32)}, {1: 0})
     pairs = [(images, images)]
     found = measure_student(
         vision_backbone(teacher), vision_backbone(student.eval()), [1], pairs, diagnosis=diagnosis, fit=fit
     )
-    assert [entry["student_layer"] for entry in found] == [0, 2]
+    assert [(entry["teacher_layer"], entry["student_layer"]) for entry in found] == [(1, 0)]  # and no other pair
+    own = vision_backbone(student).features(images, [0]).hidden[0][:, 1:].detach()
+    other = vision_backbone(teacher).features(images, [1]).hidden[1][:, 1:].detach()
+    assert found[0]["cka"] == pytest.approx(linear_cka(other.flatten(0, 1), own.flatten(0, 1)), abs=1e-5)

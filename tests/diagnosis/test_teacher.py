@@ -52,8 +52,8 @@ def test_every_number_is_the_one_computed_from_all_features_at_once(artifact_tea
     rank = (variance[:, :, None] > variance[:, None]).sum(dim=2) + 0.5
     assert traits.variance_rank == pytest.approx((rank[outliers] / 16).mean().item(), **LOOSE)
     assert traits.background_share == pytest.approx((rank[outliers] / 16 < 0.25).float().mean().item(), **LOOSE)
-    spectrum = surrogate_spectrum(backbone, 2)
-    for name, direction in (("input_cosine", spectrum.leading_input), ("output_cosine", spectrum.leading_output)):
+    into_next, from_own = surrogate_spectrum(backbone, 3).leading_input, surrogate_spectrum(backbone, 2).leading_output
+    for name, direction in (("input_cosine", into_next), ("output_cosine", from_own)):
         cosine = torch.nn.functional.cosine_similarity(patches.double(), direction, dim=-1).abs()
         assert getattr(traits, name) == pytest.approx(cosine[outliers].mean().item(), **LOOSE)
         assert getattr(traits, f"{name}_others") == pytest.approx(cosine[~outliers].mean().item(), **LOOSE)
@@ -72,6 +72,38 @@ def test_batch_sizes_and_order_do_not_matter(artifact_teacher, images):
     assert whole["norm_gain"]["all_blocks"]["fc1"]["mean"] == pytest.approx(
         parts["norm_gain"]["all_blocks"]["fc1"]["mean"], **LOOSE
     )
+
+
+def test_what_is_kept_does_not_grow_with_the_batches(artifact_teacher, images, monkeypatch):
+    """Statistics' tensors after one and after ten batches: as many bytes, and no more of them."""
+    from singer_hf.diagnosis import teacher as module
+
+    kept = []
+
+    class Recorded(module._LayerStatistics):
+        def __init__(self, *args):
+            super().__init__(*args)
+            kept.append(self)
+
+    monkeypatch.setattr(module, "_LayerStatistics", Recorded)
+
+    def size(batches):
+        kept.clear()
+        diagnose_teacher(vision_backbone(artifact_teacher), batches)
+        return [tensor_sizes(layer) for layer in kept]
+
+    assert size([images]) == size([images] * 10)
+
+
+def tensor_sizes(value):
+    """Bytes of every tensor and list held by an object, in nested attributes."""
+    if isinstance(value, torch.Tensor):
+        return [value.untyped_storage().nbytes()]
+    if isinstance(value, dict):
+        return [size for item in value.values() for size in tensor_sizes(item)]
+    if isinstance(value, list | tuple):
+        return [64 * len(value), *(size for item in value for size in tensor_sizes(item))]
+    return tensor_sizes(vars(value)) if hasattr(value, "__dict__") else []
 
 
 def test_planted_output_directions_are_the_leading_right_singular_vector(artifact_teacher, images):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def layers_figure(diagnosis: TeacherDiagnosis) -> Figure:
     """Left: patch norms over depth, with their quantiles and the outliers. Right: outliers' share of patches, of the
     gradient and of the loss."""
-    figure = figure_class()(figsize=(10.0, 3.6), dpi=100, layout="constrained")
+    figure = figure_class()(figsize=(10.0, 4.0), dpi=100, layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
     blocks = np.arange(len(diagnosis.layers))
     norms = [layer.norms for layer in diagnosis.layers]
@@ -68,7 +68,7 @@ def layers_figure(diagnosis: TeacherDiagnosis) -> Figure:
     ):
         right.plot(blocks, values, color=color, marker=marker, markersize=4, linewidth=1.5, label=name)
     right.set_ylim(0, max(10.0, 1.15 * max(series["of the loss"])))
-    right.set_ylabel("share of outliers (%)")
+    right.set_ylabel("share that falls on outliers (%)")
     right.set_title("What outliers make up of a plain feature loss", fontsize=11)
     for axes in (left, right):
         axes.set_xlabel("block")
@@ -76,7 +76,9 @@ def layers_figure(diagnosis: TeacherDiagnosis) -> Figure:
         axes.set_xlim(-0.3, len(blocks) - 0.7)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="0.92")
-        axes.legend(frameon=False, fontsize=8.5)
+    right.legend(frameon=False, fontsize=8.5)
+    # Below the axes: the line of the largest norm may pass anywhere within them.
+    left.legend(frameon=False, fontsize=8.5, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
     return figure
 
 

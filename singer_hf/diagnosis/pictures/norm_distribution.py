@@ -26,14 +26,18 @@ def norm_distribution_figure(diagnosis: TeacherDiagnosis, layers: Sequence[int])
     all_axes = figure.subplots(1, len(layers), sharey=True, squeeze=False)[0]
     for axes, layer in zip(all_axes, layers, strict=True):
         norms, outliers = diagnosis.layers[layer].norms, diagnosis.layers[layer].outliers
-        counts = norms.counts.view(NUM_COARSE, FINE_PER_COARSE).sum(dim=1).numpy()
+        counts, prominent = (
+            histogram.counts.view(NUM_COARSE, FINE_PER_COARSE).sum(dim=1).numpy()
+            for histogram in (norms, norms.prominent)
+        )
         seen = np.flatnonzero(counts)
         span = slice(seen[0], seen[-1] + 1)
         relative = edges / norms.median
         centres = np.sqrt(relative[1:] * relative[:-1])[span]
         beyond = edges[:-1][span] >= outliers.threshold * (1 - 1e-6)
-        colors = np.where(beyond, OUTLIER_COLOR, NORMAL_COLOR)
-        axes.bar(centres, counts[span], width=np.diff(relative)[span], color=colors, linewidth=0)
+        marked, width = prominent[span] * beyond, np.diff(relative)[span]
+        axes.bar(centres, marked, width=width, color=OUTLIER_COLOR, linewidth=0)
+        axes.bar(centres, counts[span] - marked, width=width, bottom=marked, color=NORMAL_COLOR, linewidth=0)
         axes.axvline(outliers.threshold / norms.median, color=MEDIAN_COLOR, linewidth=1, linestyle="--")
         axes.set_xscale("log")
         axes.set_yscale("log")

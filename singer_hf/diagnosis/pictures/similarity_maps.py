@@ -60,14 +60,14 @@ def _cosines(patches: Tensor, grid: tuple[int, int], place: tuple[float, float])
     return gram_matrix(patches[None])[0, marked].reshape(grid).cpu().numpy()
 
 
-def marked_places(norms: Tensor, grid: tuple[int, int], threshold: float) -> list[tuple[float, float]]:
-    """For each image of `norms` (images, n), the patch nearest to the centre that is no outlier, as (y, x) shares."""
+def marked_places(outliers: Tensor, grid: tuple[int, int]) -> list[tuple[float, float]]:
+    """For each image of `outliers` (images, n) bool, the patch nearest the centre that is none, as (y, x) shares."""
     rows, columns = grid
     y, x = torch.meshgrid((torch.arange(rows) + 0.5) / rows, (torch.arange(columns) + 0.5) / columns, indexing="ij")
     distance = ((y - 0.5).square() + (x - 0.5).square()).flatten()
     places = []
-    for image in norms.cpu():
-        best = int(torch.where(image < threshold, distance, distance + 2).argmin())
+    for image in outliers.cpu():
+        best = int(torch.where(image, distance + 2, distance).argmin())
         places.append((y.flatten()[best].item(), x.flatten()[best].item()))
     return places
 

@@ -55,7 +55,7 @@ def spectra_figure(diagnosis: TeacherDiagnosis, blocks: Sequence[int], rank: int
     right.set_yscale("log")
     right.set_ylim(1e-7, 10)
     right.set_xlabel("r")
-    right.set_ylabel("energy of the r smallest σ")
+    right.set_ylabel("Σ σ² of the r smallest, over d · median(σ)²")
     right.set_title("How null the r smallest are", fontsize=11)
     for axes in (left, right):
         axes.set_xlim(0, len(diagnosis.spectra[0].values) + 1)
