@@ -8,9 +8,8 @@ import pytest
 import torch
 from families import tiny_vit, vit_processor
 from peft import PeftModel
-from transformers import AutoModel, ResNetConfig
-
 from runs import trainer_of
+from transformers import AutoModel, ResNetConfig
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")

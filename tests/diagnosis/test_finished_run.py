@@ -4,9 +4,9 @@ import pytest
 import torch
 from artifact_models import pixels
 from families import tiny_vit
+from runs import trainer_of
 from safetensors.torch import load_file, save_file
 
-from runs import trainer_of
 from singer_hf import vision_backbone
 from singer_hf.diagnosis import diagnose_teacher, load_fit, measure_student
 
