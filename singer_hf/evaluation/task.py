@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ..command_line import ConfigError, read_config
 
 KINDS = ("classification", "segmentation", "depth")
 
@@ -173,14 +173,9 @@ def resolve_tasks(names: Sequence[str]) -> list[Task]:
 def read_task(path: str | Path) -> Task:
     """A task from a YAML or JSON file with the fields of [`Task`]; its name defaults to the file's."""
     try:
-        options = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise TaskError(f"{path} cannot be read as YAML or JSON: {error}") from error
-    if not isinstance(options, dict):
-        raise TaskError(f"{path} holds {type(options).__name__}; expected a task's fields as `name: value`.")
-    unknown = sorted(str(name) for name in options.keys() - {field.name for field in fields(Task)})
-    if unknown:
-        raise TaskError(f"{path} has unknown fields: {', '.join(unknown)}.")
+        options = read_config(path, known={field.name for field in fields(Task)})
+    except ConfigError as error:
+        raise TaskError(str(error)) from error
     try:
         return Task(**({"name": Path(path).stem} | options))
     except TypeError as error:

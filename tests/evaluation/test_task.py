@@ -121,15 +121,15 @@ def test_an_unknown_name(name):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("kind: depth\nmax_deepth: 5\nscale: 2\n", "unknown fields: max_deepth, scale"),
-        ("- depth\n", "holds list; expected a task's fields"),
+        ("kind: depth\nmax_deepth: 5\nscale: 2\n", "unknown options: max_deepth, scale"),
+        ("- depth\n", "holds list; expected options"),
         ("", "holds NoneType"),
         ("kind: [depth\n", "cannot be read as YAML or JSON"),
         ("dataset: some/birds\n", "does not describe a task: .*kind"),
         ("kind: detection\n", "of kind 'detection'; expected one of classification, segmentation, depth"),
         ("kind: segmentation\nnum_labels: many\n", "num_labels is 'many'; expected a whole number"),
         ("kind: depth\nmax_depth: deep\n", "max_depth is 'deep'; expected a number"),
-        ("kind: depth\n1: 2\n", "unknown fields: 1"),
+        ("kind: depth\n1: 2\n", "unknown options: 1"),
     ],
 )
 def test_a_file_that_describes_no_task(tmp_path, text, message):
