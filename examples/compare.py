@@ -50,6 +50,11 @@ def main(argv: list[str] | None = None) -> None:
                     for model, tasks in by_model(results).items()
                 }
                 lower = {name for row in scores.values() for name in row if name.endswith("rmse")}
+            if in_paper_columns and not figures.iloc[: len(by_model(results))].notna().any(axis=None):
+                raise ValueError(
+                    "None of these results fills a column of the paper's table, so there is nothing to draw beside "
+                    "it: leave --paper out for a picture of your own tasks."
+                )
             radar_figure(scores, lower_is_better=lower).savefig(args.radar)
             print(f"Picture: {args.radar}")
 

@@ -70,8 +70,8 @@ class EvaluationArguments:
     tasks: Optional[list[str]] = field(
         default=None,
         metadata={
-            "help": f"Tasks ({', '.join(TASKS)}), groups ({', '.join(GROUPS)}) or YAML files, one a task, with the "
-            "options of the next group."
+            "help": f"Tasks ({', '.join(TASKS)}), groups ({', '.join(GROUPS)}) or YAML files, one a task, with "
+            "the fields of examples/tasks/camvid.yaml or any option from kind to max_depth."
         },
     )
 
@@ -148,14 +148,18 @@ class EvaluationArguments:
             "choices": ["auto", *PRECISIONS],
         },
     )
-    cache_dir: str = field(default=str(DEFAULT_CACHE), metadata={"help": "Folder of the features, used again."})
+    cache_dir: str = field(
+        default=str(DEFAULT_CACHE), metadata={"help": f"Folder of the features, used again ({DEFAULT_CACHE})."}
+    )
     batch_size: int = field(default=64, metadata={"help": "Images of a forward pass, in each process."})
     num_workers: int = field(
         default=min(8, os.cpu_count() or 1), metadata={"help": "Processes that decode images, for each process."}
     )
 
     # -- run ----------------------------------------------------------------------------------------------------------
-    output_dir: str = field(default="results", metadata={"help": "Folder of the results, a folder a model in it."})
+    output_dir: str = field(
+        default="results", metadata={"help": "Folder of the results (results), with one a model; / becomes -- there."}
+    )
     export_classifier: Optional[str] = field(
         default=None,
         metadata={

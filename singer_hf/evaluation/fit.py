@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -15,6 +16,12 @@ from .head_data import HeadData, held_out_rows
 from .heads import HeadConfig, LinearHeads, train_heads
 from .probes import Probe
 from .protocol import Protocol
+
+
+logger = logging.getLogger(__name__)
+
+_FEW = 50
+"""Fewer validation images than these tell hyper-parameters apart by chance: one is 2 points."""
 
 
 class DivergedError(FloatingPointError):
@@ -102,6 +109,8 @@ def _best_on_validation(
     if standardization is not None:
         train, plain = train.standardized(standardization), plain.standardized(standardization)
     kept, held_out = held_out_rows(len(train), protocol.validation_fraction, train.seed, labels)
+    if len(held_out) < _FEW and state.is_main_process:
+        logger.warning("Hyper-parameters are chosen on %d images alone: take the score with care.", len(held_out))
     grid = protocol.grid()
     own = grid[state.process_index :: state.num_processes]
     scores = []

@@ -63,7 +63,7 @@ def load_splits(
     """
     if task.dataset is None:
         raise TaskError(
-            f"Task {task.name!r} needs its images: name them (in a script: --dataset, or --dataset_of "
+            f"Task {task.name!r} needs its images: name them with dataset (--dataset, or --dataset_of "
             f"{task.name}=IMAGES among several tasks). {task.description}"
         )
     source = {"config_name": task.config_name, "revision": task.revision}

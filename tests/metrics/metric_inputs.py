@@ -43,7 +43,7 @@ def run_process(process_id, cache_dir):
     results = {}
     for name, metric_class in METRICS.items():
         metric = metric_class(
-            num_process=2, process_id=process_id, experiment_id="test", cache_dir=cache_dir, timeout=60
+            num_process=2, process_id=process_id, experiment_id="test", cache_dir=cache_dir, timeout=300
         )
         for seed, share in enumerate((slice(4), slice(COUNT)) if process_id == 0 else (slice(4, None), slice(0))):
             predictions, references = (values[share] for values in inputs(name, seed))

@@ -76,12 +76,12 @@ def process_1(name, cache_dir, *rounds):
     """Process 1 of two, in a thread, which adds each round's batch as soon as the round before is over for it."""
 
     def run():
-        metric = METRICS[name](num_process=2, process_id=1, experiment_id="test", cache_dir=cache_dir, timeout=20)
+        metric = METRICS[name](num_process=2, process_id=1, experiment_id="test", cache_dir=cache_dir, timeout=100)
         return [metric.compute(predictions=predictions, references=references) for predictions, references in rounds]
 
     with ThreadPoolExecutor(1) as pool:
         results = pool.submit(run)
-        yield METRICS[name](num_process=2, process_id=0, experiment_id="test", cache_dir=cache_dir, timeout=20)
+        yield METRICS[name](num_process=2, process_id=0, experiment_id="test", cache_dir=cache_dir, timeout=100)
         assert results.result() == [None] * len(rounds)
 
 
