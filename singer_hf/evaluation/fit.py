@@ -17,7 +17,6 @@ from .heads import HeadConfig, LinearHeads, train_heads
 from .probes import Probe
 from .protocol import Protocol
 
-
 logger = logging.getLogger(__name__)
 
 _FEW = 50
