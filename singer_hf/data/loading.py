@@ -194,9 +194,14 @@ def _checked(dataset: Any, what: str, max_samples: int | None) -> Any:
         return dataset if max_samples is None else dataset.take(max_samples)
     if len(dataset) == 0:
         raise DataSourceError(f"{what} is empty; expected at least one image.")
-    if max_samples is None or max_samples >= len(dataset):
+    return evenly_spaced(dataset, max_samples)
+
+
+def evenly_spaced(dataset: datasets.Dataset, count: int | None) -> datasets.Dataset:
+    """At most `count` of the samples, evenly spaced, since files are often sorted by class; `None`: all."""
+    if count is None or count >= len(dataset):
         return dataset
-    return dataset.select([index * len(dataset) // max_samples for index in range(max_samples)])
+    return dataset.select([index * len(dataset) // count for index in range(count)])
 
 
 def _undecoded(stream: datasets.IterableDataset) -> datasets.IterableDataset:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..data import find_image_column, load_images
 from ..data.columns import known_features
+from ..data.loading import evenly_spaced
 from .head_data import held_out_rows
 from .task import Task, TaskError
 
@@ -72,9 +73,9 @@ def load_splits(
         images = load_images(task.dataset, split=task.train_split, **source)
         kept, held_out = held_out_rows(len(images), task.test_fraction, _SPLIT_SEED, _class_numbers(images, task))
         return (
-            _split(_evenly(images.select(kept), max_train_images), f"the rest of {task.train_split}", task),
+            _split(evenly_spaced(images.select(kept), max_train_images), f"the rest of {task.train_split}", task),
             _split(
-                _evenly(images.select(held_out), max_test_images),
+                evenly_spaced(images.select(held_out), max_test_images),
                 f"{task.test_fraction:g} of {task.train_split}",
                 task,
             ),
@@ -120,9 +121,3 @@ def _class_numbers(images: datasets.Dataset, task: Task) -> Tensor | None:
     if len(classes) != 1:
         return None
     return torch.tensor(images.select_columns(classes).with_format("numpy")[:][classes[0]])
-
-
-def _evenly(dataset: datasets.Dataset, count: int | None) -> datasets.Dataset:
-    if count is None or count >= len(dataset):
-        return dataset
-    return dataset.select([index * len(dataset) // count for index in range(count)])
