@@ -21,7 +21,7 @@ import datasets
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+sys.path.append(str(Path(__file__).parents[1] / "examples"))
 from digits_world import digits_datasets, pixels_and_labels, train_teacher  # noqa: E402
 
 from singer_hf import VisionBackbone, vision_backbone  # noqa: E402

@@ -13,8 +13,8 @@ from transformers import AutoModel, ResNetConfig
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-sys.path.insert(0, str(Path(__file__).parent / "diagnosis"))
+sys.path.append(str(Path(__file__).parents[1] / "examples"))
+sys.path.append(str(Path(__file__).parent / "diagnosis"))
 import diagnose  # noqa: E402
 from artifact_models import noise_dataset, with_artifacts  # noqa: E402
 

@@ -1,6 +1,7 @@
 """examples/evaluate.py and compare.py, as they are called."""
 
 import http.server
+import importlib.machinery
 import json
 import os
 import subprocess
@@ -147,6 +148,12 @@ def test_the_script_does_not_hide_the_library_of_its_name(folder):
     )
     assert done.returncode == 0, done.stderr
     assert "the paper's Table 1" in done.stdout
+
+
+def test_no_test_file_lets_the_script_hide_the_library_from_spawned_processes():
+    """They start with this process's path: a test file that puts examples/ first on it breaks others' tests."""
+    spec = importlib.machinery.PathFinder.find_spec("evaluate")
+    assert Path(spec.origin).name == "__init__.py", spec.origin
 
 
 def test_tasks_from_files_options_and_the_registry(folder):

@@ -12,7 +12,7 @@ from families import tiny_vit
 from safetensors.torch import save_file
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "reference_case.py"
-sys.path.insert(0, str(SCRIPT.parent))
+sys.path.append(str(SCRIPT.parent))
 from reference_case import run_case  # noqa: E402
 
 
