@@ -4,7 +4,8 @@ Nothing of it is in this repository: its own models, distiller, trainer and opti
 run as they are, with its configuration files `singer.yaml` and `adamw.yaml`. What differs from its `tools/train.py`:
 
 - weights are random (`pretrained=False`), which changes no shape;
-- one process without DistributedDataParallel, which with its `find_unused_parameters=True` would only add to its time;
+- it runs in one process, over gloo on a CPU. As there, DistributedDataParallel is around the distiller, with
+  `find_unused_parameters=True`, unless `ddp=False` leaves it out;
 - `EXPERIMENT.AMP` stays off, as published. For bf16 its `forward_train` runs under `torch.autocast`;
 - on a CPU `Tensor.cuda` returns the tensor itself while a step runs.
 
@@ -24,6 +25,7 @@ from unittest import mock
 import torch
 import torch.distributed
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 MODELS = {"vit-t": "vit_tiny", "vit-s": "vit_small", "vit-b": "vit_base", "vit-l": "vit_large", "vit-h": "vit_huge"}
 
@@ -38,6 +40,7 @@ class ReleasedStep:
         image_size: side of the images in pixels.
         device: where it runs.
         bf16: autocast its forward pass to bf16.
+        ddp: wrap it in DistributedDataParallel, as its training script does with any number of processes.
 
     Raises:
         ValueError: a folder that is no such checkout, or layers that it cannot be given.
@@ -53,6 +56,7 @@ class ReleasedStep:
         image_size: int,
         device: torch.device,
         bf16: bool = False,
+        ddp: bool = True,
     ):
         folder = folder.resolve()
         if not (folder / "mdistiller" / "distillers" / "SiNGER.py").exists():
@@ -79,6 +83,9 @@ class ReleasedStep:
         distiller = distiller_dict[cfg.DISTILLER.TYPE](models[student], models[teacher], cfg).to(device).train()
         if bf16:
             distiller.forward_train = torch.autocast(device.type, torch.bfloat16)(distiller.forward_train)
+        if ddp:
+            devices = [device] if device.type == "cuda" else None
+            distiller = DistributedDataParallel(distiller, device_ids=devices, find_unused_parameters=True)
         self.device = device
         with tempfile.TemporaryDirectory() as logs, _working_directory(folder):  # it copies its own code into its logs
             cfg.LOG.PREFIX = logs

@@ -16,7 +16,8 @@ process:
                of L_info, the student's forward and backward pass
     parts      seconds of each part run alone; `losses` is the objective without refinement and extra block, `data`
                decoding and augmenting one batch in one process, which a run does in its workers
-    released   the released code's step on the same sizes and batch (see released_code.py)
+    released   the released code's step on the same sizes and batch, in float32 as published; the same without
+               DistributedDataParallel, and with --precision bf16 also under autocast (see released_code.py)
 
 The floor's functions run under the step's precision and compilation. Ratios are of medians; `step_over_floor_spread`
 holds the quartiles of the ratio round by round.
@@ -263,8 +264,10 @@ def measure(case: Case, args: argparse.Namespace) -> dict:
         candidates = dict(measured.candidates)
         released: dict[str, tuple[ReleasedStep, tuple[Tensor, ...]]] = {}
         if args.released_code is not None:
-            precisions = {"released": False} | ({"released_bf16": True} if case.precision == "bf16" else {})
-            for name, bf16 in precisions.items():
+            variants = {"released": {}, "released_without_ddp": {"ddp": False}}
+            if case.precision == "bf16":
+                variants["released_bf16"] = {"bf16": True}
+            for name, options in variants.items():
                 step = ReleasedStep(
                     args.released_code,
                     teacher=case.teacher,
@@ -272,7 +275,7 @@ def measure(case: Case, args: argparse.Namespace) -> dict:
                     teacher_layers=measured.distiller.objective.teacher_layers,
                     image_size=case.image_size,
                     device=device,
-                    bf16=bf16,
+                    **options,
                 )
                 released[name] = step, step.batch(measured.pixels)
                 candidates[name] = partial(partial, step.step, released[name][1])
@@ -308,7 +311,7 @@ def _figures(times: dict[str, list[float]], images: int) -> dict:
     """Ratios and spreads of measured seconds; `images` of one step."""
     seconds = {name: Seconds.of(values) for name, values in times.items()}
     ratios = Seconds.of([step / floor for step, floor in zip(times["step"], times["floor"], strict=True)])
-    parts = [name for name in times if name not in ("step", "floor", "released", "released_bf16")]
+    parts = [name for name in times if name not in ("step", "floor") and not name.startswith("released")]
     figures = {
         "step_seconds": asdict(seconds["step"]),
         "floor_seconds": asdict(seconds["floor"]),
@@ -322,8 +325,8 @@ def _figures(times: dict[str, list[float]], images: int) -> dict:
     losses = [objective - sum(rest) for objective, *rest in zip(whole, *others, strict=True)]
     del figures["parts"]["objective"]
     figures["parts"]["losses"] = asdict(Seconds.of(losses))
-    for name in ("released", "released_bf16"):
-        if name in seconds:
+    for name in seconds:
+        if name.startswith("released"):
             key = "speedup_over_released_code" + name.removeprefix("released")
             figures[f"{name}_seconds"] = asdict(seconds[name])
             figures[key] = seconds[name].median / seconds["step"].median

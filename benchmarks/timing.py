@@ -40,8 +40,8 @@ def interleave(
 ) -> dict[str, list[float]]:
     """Seconds of each candidate in each of `repetitions` (at least 2) rounds.
 
-    `warm_up` rounds before them do not count. A round runs every candidate once, and starts one candidate later than the round before. `before_each` runs in
-    front of each, untimed (a barrier between processes).
+    `warm_up` rounds before them do not count. A round runs every candidate once, and starts one candidate later than
+    the round before. `before_each` runs in front of each, untimed (a barrier between processes).
     """
     names = list(candidates)
     times: dict[str, list[float]] = {name: [] for name in names}
