@@ -20,7 +20,7 @@ process:
                DistributedDataParallel, and with --precision bf16 also under autocast (see released_code.py)
 
 The floor's functions run under the step's precision and compilation. Ratios are of medians; `step_over_floor_spread`
-holds the quartiles of the ratio round by round.
+holds the quartiles of the ratio round by round, `…_fastest` the ratio of the fastest rounds.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import itertools
 import json
 import platform
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from io import BytesIO
@@ -317,6 +318,7 @@ def _figures(times: dict[str, list[float]], images: int) -> dict:
         "floor_seconds": asdict(seconds["floor"]),
         "step_over_floor": seconds["step"].median / seconds["floor"].median,
         "step_over_floor_spread": [ratios.lower_quartile, ratios.upper_quartile],
+        "step_over_floor_fastest": seconds["step"].fastest / seconds["floor"].fastest,
         "images_per_second": images / seconds["step"].median,
         "speedup_over_released_code": None,
         "parts": {name: asdict(seconds[name]) for name in parts},
@@ -331,6 +333,7 @@ def _figures(times: dict[str, list[float]], images: int) -> dict:
             figures[f"{name}_seconds"] = asdict(seconds[name])
             figures[key] = seconds[name].median / seconds["step"].median
             ratios = Seconds.of([r / s for r, s in zip(times[name], times["step"], strict=True)])
+            figures[f"{key}_fastest"] = seconds[name].fastest / seconds["step"].fastest
             figures[f"{key}_spread"] = [ratios.lower_quartile, ratios.upper_quartile]
     return figures
 
@@ -342,33 +345,56 @@ def _cpu_name() -> str:
     return platform.machine()
 
 
-def table(rows: list[dict]) -> str:
-    """The rows as Markdown, seconds as milliseconds."""
-    parts = ("teacher", "student", "extra_block", "refinement", "losses", "optimizer", "data")
-    head = [
-        "teacher → student",
-        "batch",
-        "pixels",
-        "layers",
-        "processes",
-        "precision",
-        "step",
-        "floor",
-        "step / floor",
-    ]
-    head += ["images/s", "× released code", *parts, "peak MiB"]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+PARTS = ("teacher", "student", "extra_block", "refinement", "losses", "optimizer", "data")
+RELEASED = ("released / step (of fastest)", "the same without DDP")
+
+
+def tables(rows: list[dict]) -> str:
+    """The rows as two Markdown tables: ratios, and the parts' milliseconds."""
+    return "\n\n".join(
+        [
+            _table(
+                ["step ms", "floor ms", "step / floor", "of fastest", "images/s", *RELEASED, "peak MiB"],
+                _ratios,
+                rows,
+            ),
+            _table([*(f"{part.replace('_', ' ')} ms" for part in PARTS), "teacher / matrix rate"], _parts, rows),
+        ]
+    )
+
+
+def _table(columns: list[str], cells: Callable[[dict], list[str]], rows: list[dict]) -> str:
+    lines = [["models", "batch", "pixels", "layers", "processes × threads", "precision", *columns]]
+    lines.append(["---"] * len(lines[0]))
     for row in rows:
-        speedup = row["speedup_over_released_code"]
-        cells = [f"{row['teacher']} → {row['student']}", row["batch"], row["image_size"]]
-        cells += [", ".join(map(str, row["teacher_layers"])), row["processes"]]
-        cells += [row["precision"] + (" compiled" if row["compile"] else "")]
-        cells += [_milliseconds(row["step_seconds"]), _milliseconds(row["floor_seconds"])]
-        cells += [f"{row['step_over_floor']:.3f}", f"{row['images_per_second']:.2f}"]
-        cells += ["–" if speedup is None else f"{speedup:.2f}", *(_milliseconds(row["parts"][part]) for part in parts)]
-        cells += [f"{row['peak_memory_mib'].get('step', float('nan')):.0f}"]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines)
+        case = [f"{row['teacher']} → {row['student']}", str(row["batch"]), str(row["image_size"])]
+        case += [", ".join(map(str, row["teacher_layers"])), f"{row['processes']} × {row['threads']}"]
+        lines.append([*case, row["precision"] + (" compiled" if row["compile"] else ""), *cells(row)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _ratios(row: dict) -> list[str]:
+    low, high = row["step_over_floor_spread"]
+    memory = row["peak_memory_mib"].get("step")
+    return [
+        _milliseconds(row["step_seconds"]),
+        _milliseconds(row["floor_seconds"]),
+        f"{row['step_over_floor']:.3f} ({low:.3f} to {high:.3f})",
+        f"{row['step_over_floor_fastest']:.3f}",
+        f"{row['images_per_second']:.2f}",
+        *_speedups(row),
+        "–" if memory is None else f"{memory:.0f}",
+    ]
+
+
+def _speedups(row: dict) -> list[str]:
+    keys = ("speedup_over_released_code", "speedup_over_released_code_without_ddp")
+    return [f"{row[key]:.3f} ({row[key + '_fastest']:.3f})" if row.get(key) else "–" for key in keys]
+
+
+def _parts(row: dict) -> list[str]:
+    share = row["teacher_share_of_matrix_rate"]
+    return [*(_milliseconds(row["parts"][part]) for part in PARTS), f"{100 * share:.0f} %"]
 
 
 def _milliseconds(seconds: dict[str, float]) -> str:
@@ -393,6 +419,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--use_cpu", action="store_true", help="run on the CPU though there is a GPU")
     parser.add_argument("--released_code", type=Path, help="checkout of github AIRLABkhu/SiNGER to measure beside it")
     parser.add_argument("--output", type=Path, help="JSON list that the rows are added to")
+    parser.add_argument("--show", type=Path, help="print the tables of such a file, and measure nothing")
     args = parser.parse_args()
     if args.repetitions < 2:
         parser.error(f"--repetitions {args.repetitions}: quartiles need at least 2.")
@@ -403,6 +430,9 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
+    if args.show is not None:
+        print(tables(json.loads(args.show.read_text(encoding="utf-8"))))
+        return
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     layers = [tuple(map(int, text.split(","))) for text in args.teacher_layers or ()] or [None]
@@ -412,7 +442,7 @@ def main() -> None:
         rows.append(measure(case, args))
         if torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
             continue
-        print(table(rows[-1:]), flush=True)
+        print(tables(rows[-1:]), flush=True)
         if args.output is not None:
             recorded = json.loads(args.output.read_text(encoding="utf-8")) if args.output.exists() else []
             args.output.write_text(json.dumps([*recorded, rows[-1]], indent=1) + "\n", encoding="utf-8")
