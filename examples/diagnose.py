@@ -167,7 +167,8 @@ def load_adapter(args: DiagnoseArguments, model: Any, path: str) -> dict:
     base = config.base_model_name_or_path
     if base and base != args.model and Path(base).resolve() != Path(args.model).resolve():
         print(f"Warning: the adapter {path} was made for {base}, and --model is {args.model}.", file=sys.stderr)
-    carrying = PeftModel.from_pretrained(model, path)
+    # low_cpu_mem_usage: without the initial basis, a decomposition a layer, that the loaded one would replace
+    carrying = PeftModel.from_pretrained(model, path, low_cpu_mem_usage=True)
     try:
         return adapter_refinements(carrying)
     finally:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,8 +25,17 @@ def patch_norms(patches: Tensor) -> Tensor:
 
 
 def norm_quantile(norms: Tensor, quantile: float) -> Tensor:
-    """(B, n) -> (B, 1): the α-quantile of each image's patch norms (linear interpolation), without gradient."""
-    return torch.quantile(norms.detach(), quantile, dim=1, keepdim=True)
+    """(B, n) -> (B, 1): the α-quantile of each image's patch norms, without gradient.
+
+    As `torch.quantile` defines it, by linear interpolation at position α (n − 1) of the sorted norms, but without
+    sorting those below.
+    """
+    norms = norms.detach()
+    position = quantile * (norms.shape[1] - 1)
+    below = math.floor(position)
+    largest = norms.topk(norms.shape[1] - below, dim=1).values
+    lower, upper = largest[:, -1:], largest[:, -2:][:, :1]
+    return torch.lerp(lower, upper, position - below)
 
 
 def outlier_loss(norms: Tensor, quantile: float, power: int = 1) -> Tensor:

@@ -25,6 +25,17 @@ def test_outlier_loss_is_methods_formula(power, quantile):
     assert outlier_loss(norms, quantile, power).item() == pytest.approx(naive_outlier_loss(norms, quantile, power))
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 101, 196, 256])
+@pytest.mark.parametrize("quantile", [1e-3, 0.25, 0.5, 0.9, 0.97, 0.999])
+def test_the_quantile_is_torchs(count, quantile):
+    norms = torch.rand(4, count, dtype=torch.float64)
+    norms[1, : count // 2] = 0.5  # equal norms, as a constant background gives
+    expected = torch.quantile(norms, quantile, dim=1, keepdim=True)
+    torch.testing.assert_close(norm_quantile(norms, quantile), expected, rtol=1e-14, atol=0)
+    # torch computes the position in the norms' own precision.
+    torch.testing.assert_close(norm_quantile(norms.float(), quantile), expected.float(), rtol=1e-6, atol=0)
+
+
 def test_outlier_loss_without_outliers_is_zero():
     norms = torch.full((2, 10), 3.0, requires_grad=True)
     loss = outlier_loss(norms, 0.97)

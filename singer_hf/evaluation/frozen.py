@@ -106,7 +106,8 @@ class FrozenBackbone:
                 "that fits with image_processor (a Hub id or folder)."
             )
         if adapter is not None:
-            model = PeftModel.from_pretrained(model, adapter)
+            # low_cpu_mem_usage: without the initial basis, a decomposition a layer, that the loaded one would replace
+            model = PeftModel.from_pretrained(model, adapter, low_cpu_mem_usage=True)
         return cls(
             model,
             processor,
