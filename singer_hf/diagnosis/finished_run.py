@@ -31,8 +31,10 @@ def load_fit(
 
     Raises:
         ValueError: the pairs cannot be told from what the run recorded, or the projectors are of other models.
+        DamagedCheckpointError: a file is not what the folder's manifest says.
     """
     folder = Path(folder)
+    verify_if_listed(folder)
     weights = load_file(folder / OBJECTIVE_FILE)
     layers = sorted(int(name.split(".")[1]) for name in weights if re.fullmatch(r"projectors\.\d+\.weight", name))
     if not layers:

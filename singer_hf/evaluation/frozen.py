@@ -106,6 +106,7 @@ class FrozenBackbone:
                 "that fits with image_processor (a Hub id or folder)."
             )
         if adapter is not None:
+            verify_if_listed(adapter)
             model = PeftModel.from_pretrained(model, adapter)
         return cls(
             model,
