@@ -42,6 +42,7 @@ from singer_hf.diagnosis import (
     report_sections,
 )
 from singer_hf.diagnosis.statistics import as_json
+from singer_hf.manifest import verify_if_listed
 from singer_hf.provenance import versions
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from ..backbones import VisionBackbone
 from ..checkpoint import OBJECTIVE_FILE
 from ..layers import match_layers
+from ..manifest import verify_if_listed
 from ..objectives import OBJECTIVES
 from .refinement import Refinement
 from .student import StudentFit
