@@ -110,8 +110,8 @@ class DistillationArguments(TrainingArguments):
     stream_split: str = field(
         default="samples",
         metadata={
-            "help": "Streamed data: samples: every worker reads all of it and decodes its own images, in an order that "
-            "(seed, epoch) alone determines; shards: each worker reads files of its own, for data whose reading is slow."
+            "help": "Streamed data: samples: every worker reads all of it and decodes its own images, in an order "
+            "that (seed, epoch) alone determines; shards: each worker reads files of its own, where reading is slow."
         },
     )
     data_retries: int = field(

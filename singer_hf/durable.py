@@ -93,7 +93,7 @@ def _disk_full(final: Path, error: BaseException) -> str:
     whole = find_checkpoints(final.parent)
     kept = f"{whole[0]} is whole" if whole else "there is no earlier one"
     return (
-        f"{final} cannot be written: the disk is full ({error}). Of the checkpoints before it {kept}. Free some space, "
-        "lower save_total_limit (room for one more than that is needed), or set output_dir to another disk; then "
+        f"{final} cannot be written: the disk is full ({error}). Of the checkpoints before it {kept}. Free some "
+        "space, lower save_total_limit (room for one more than that is needed), or set output_dir to another disk; then "
         "resume with resume_from_checkpoint=True."
     )

@@ -98,7 +98,7 @@ def publish(staging: str | Path, final: str | Path) -> None:
 
 
 def finish_publication(staging_root: str | Path, target: str | Path) -> None:
-    """What a dead process left in `staging_root`: folders with a manifest that holds go into `target`, the rest goes."""
+    """Of what a dead process left in `staging_root`, moves whole folders into `target` and deletes the rest."""
     staging_root, target = Path(staging_root), Path(target)
     if not staging_root.is_dir():
         return
