@@ -23,6 +23,7 @@ import numpy as np
 import psutil
 import torch
 from reliability_run import PARTS, build, drain, forked, kill, live, run_forked, write_images
+from safetensors.numpy import load_file
 from transformers import TrainerCallback
 
 from singer_hf.provenance import versions
@@ -93,7 +94,9 @@ def kills(count: int, folder: Path, seed: int) -> dict[str, Any]:
 
 
 def _digests(run: Path) -> list[str]:
-    return [hashlib.sha256((run / part).read_bytes()).hexdigest() for part in PARTS]
+    """Of every trained tensor; not of the files, in which safetensors orders metadata at random."""
+    tensors = {f"{part}:{name}": tensor for part in PARTS for name, tensor in load_file(run / part).items()}
+    return [name + hashlib.sha256(tensors[name].tobytes()).hexdigest() for name in sorted(tensors)]
 
 
 # -- soak -------------------------------------------------------------------------------------------------------------
