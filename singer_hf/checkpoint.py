@@ -31,13 +31,20 @@ OBJECTIVE_FILE = "distillation.safetensors"
 _WRITTEN = ("config.json", "model*.safetensors*", OBJECTIVE_FILE, f"{ADAPTER_FOLDER}/*")
 
 
-def save_distillation(distiller: Distiller, folder: str | Path, state_dict: dict[str, Tensor] | None = None) -> None:
+def save_distillation(
+    distiller: Distiller,
+    folder: str | Path,
+    state_dict: dict[str, Tensor] | None = None,
+    *,
+    manifest: bool = True,
+) -> None:
     """Writes student, adapter and objective.
 
     Args:
         distiller: what to save.
         folder: created where missing.
         state_dict: the distiller's full state, where it was gathered from shards; its own where `None`.
+        manifest: False where more files follow, behind which it is to be written, since it says that all are there.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -48,7 +55,8 @@ def save_distillation(distiller: Distiller, folder: str | Path, state_dict: dict
     if distiller.objective.uses_adapter:
         _save_adapter(distiller.teacher, folder / ADAPTER_FOLDER, _part(state, "teacher."))
         write_manifest(folder / ADAPTER_FOLDER)  # its own: an adapter is shared without the rest
-    write_manifest(folder, [file for pattern in _WRITTEN for file in folder.glob(pattern)])
+    if manifest:
+        write_manifest(folder, [file for pattern in _WRITTEN for file in folder.glob(pattern)])
 
 
 def load_distillation(distiller: Distiller, folder: str | Path) -> None:

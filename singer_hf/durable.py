@@ -37,6 +37,11 @@ class DurableCheckpoints(Trainer):
         run_dir = super()._get_output_dir(trial)
         return run_dir if self._run_dir is None else os.path.join(run_dir, STAGING)
 
+    @property
+    def is_saving_checkpoint(self) -> bool:
+        """Whether what is saved now is a part of a checkpoint."""
+        return self._run_dir is not None
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         run_dir, name = self._get_output_dir(trial), f"checkpoint-{self.state.global_step}"
         staging, final = Path(run_dir, STAGING, name), Path(run_dir, name)
@@ -94,6 +99,6 @@ def _disk_full(final: Path, error: BaseException) -> str:
     kept = f"{whole[0]} is whole" if whole else "there is no earlier one"
     return (
         f"{final} cannot be written: the disk is full ({error}). Of the checkpoints before it {kept}. Free some "
-        "space, lower save_total_limit (room for one more than that is needed), or set output_dir to another disk; then "
-        "resume with resume_from_checkpoint=True."
+        "space, lower save_total_limit (room for one more than that is needed), or set output_dir to another disk; "
+        "then resume with resume_from_checkpoint=True."
     )

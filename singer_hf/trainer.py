@@ -306,7 +306,7 @@ class DistillationTrainer(DurableCheckpoints, StreamResume, Trainer):
         output_dir = self.args.output_dir if output_dir is None else output_dir
         if not self.args.should_save:
             return
-        save_distillation(self.model, output_dir, state_dict)
+        save_distillation(self.model, output_dir, state_dict, manifest=not self.is_saving_checkpoint)
         self.processing_class.save_pretrained(output_dir)
         # In place of Trainer's pickled training_args.bin: readable, and nothing to unpickle. Tokens are left out.
         with open(os.path.join(output_dir, "training_args.json"), "w", encoding="utf-8") as file:
