@@ -123,6 +123,11 @@ class DistillationArguments(TrainingArguments):
     )
     knn_neighbors: int = field(default=20, metadata={"help": "k of the evaluation's k-NN accuracy."})
 
+    shard_teacher: bool = field(
+        default=False,
+        metadata={"help": "Deal the frozen teacher's blocks over all processes, for one that no device holds whole."},
+    )
+
     # -- faults -------------------------------------------------------------------------------------------------------
     nonfinite: str = field(
         default="stop",

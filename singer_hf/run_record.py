@@ -165,8 +165,12 @@ def given_options(options: Any) -> dict[str, Any]:
     """Fields of a dataclass of options that differ from their defaults, without tokens; `output_dir` in any case."""
     assert is_dataclass(options)
     is_training = isinstance(options, TrainingArguments)
-    default = type(options)(output_dir=options.output_dir) if is_training else type(options)()
-    values, defaults = (each.to_dict() if is_training else vars(each) for each in (options, default))
+    # With its use_cpu: the arguments' own set-up of devices is the process's, and a second one would undo the first.
+    same = {"output_dir": options.output_dir, "use_cpu": options.use_cpu} if is_training else {}
+    default = type(options)(**same)
+    values, defaults = (each.to_dict() if is_training else dict(vars(each)) for each in (options, default))
+    if is_training:
+        defaults["use_cpu"] = False
     names = [field.name for field in fields(options) if field.init]
     given = {name: values[name] for name in names if name == "output_dir" or values[name] != defaults[name]}
     return _without_tokens(given)

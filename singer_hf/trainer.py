@@ -39,6 +39,7 @@ from .preflight import check_metric, check_processes
 from .run_record import RecordRun, RunRecord
 from .running_mean import RunningMean
 from .scores import knn_accuracy
+from .sharded_teacher import shard_teacher
 from .stop_signals import RunStopped, StopSignals, leave_stopping_to_the_trainer
 from .stream_resume import StreamResume
 
@@ -115,6 +116,8 @@ class DistillationTrainer(DurableCheckpoints, StreamResume, Trainer):
         )
         self.untrained = distiller.freeze_unused(self.data.student_size, self.data.teacher_size)
         """Parameters of the student that the objective never reaches, and that keep their initial values."""
+        if args.shard_teacher:
+            shard_teacher(distiller, args.device.type)
 
         self.record = RunRecord(args) if record is None else record
         """What `run.json` says."""
@@ -262,6 +265,10 @@ class DistillationTrainer(DurableCheckpoints, StreamResume, Trainer):
             own_inputs = {name: value[:own] for name, value in inputs.items()}
             if 0 < own < images:
                 own_outputs = self._model_loss(model, own_inputs)[1]
+            elif (
+                self.args.shard_teacher and self._is_filled_up()
+            ):  # all run it, since each holds a part of the teacher
+                self._model_loss(model, inputs)
             self._record(self._eval_means, own_inputs, own_outputs)
         if prediction_loss_only:
             return loss, None, None
@@ -270,12 +277,16 @@ class DistillationTrainer(DurableCheckpoints, StreamResume, Trainer):
             labels = torch.full((len(inputs["pixel_values"]),), -1, device=loss.device)  # Trainer gathers some
         return loss, (outputs["embedding"], outputs["gram_distance"]), labels
 
+    def _is_filled_up(self) -> bool:
+        state = self.accelerator.gradient_state
+        return state.end_of_dataloader and state.remainder > 0
+
     def _own_images(self, images: int) -> int:
         """How many images of an evaluation batch are this process's own, by the rule of gather_for_metrics."""
-        state = self.accelerator.gradient_state
-        if not state.end_of_dataloader or state.remainder <= 0:
+        if not self._is_filled_up():
             return images
-        return min(images, max(0, state.remainder - self.accelerator.process_index * images))
+        remainder = self.accelerator.gradient_state.remainder
+        return min(images, max(0, remainder - self.accelerator.process_index * images))
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
