@@ -34,7 +34,7 @@ def shard_teacher(distiller: Distiller, device_type: str) -> None:
     mesh = init_device_mesh(device_type, (dist.get_world_size(),))
     for block in distiller.teacher_backbone.blocks:
         for part in _frozen_parts(getattr(block, "base_layer", block)):
-            fully_shard(part, mesh=mesh)
+            fully_shard(part, mesh=mesh, reshard_after_forward=True)
     # DistributedDataParallel would broadcast frozen parameters too, as if they were whole.
     frozen = [name for name, parameter in distiller.named_parameters() if not parameter.requires_grad]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(distiller, frozen)
