@@ -1,9 +1,9 @@
 """A frozen teacher too large for one device: its blocks in pieces over all processes, gathered as they run.
 
 FSDP of the whole run does not fit this method: an adapter layer runs its block without the block's hooks, which are
-what gathers a sharded block. Here the parts of each frozen block (attention, feed-forward, norms) are sharded by FSDP2's
-`fully_shard`, and these are called as modules wherever the block runs. Student, projectors and adapters stay whole, and
-are synchronised by `DistributedDataParallel` as always.
+what gathers a sharded block. Here the parts of each frozen block (attention, feed-forward, norms) are sharded by
+FSDP2's `fully_shard`, and these are called as modules wherever the block runs. Student, projectors and adapters stay
+whole, and are synchronised by `DistributedDataParallel` as always.
 """
 
 from __future__ import annotations
