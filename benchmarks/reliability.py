@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+from reliability_fuzz import fuzz
 from reliability_run import PARTS, build, drain, forked, kill, live, run_forked, write_images
 from safetensors.numpy import load_file
 from transformers import TrainerCallback
