@@ -42,6 +42,7 @@ from singer_hf.diagnosis import (
     report_sections,
 )
 from singer_hf.diagnosis.statistics import as_json
+from singer_hf.manifest import verify_if_listed
 from singer_hf.provenance import versions
 
 
@@ -158,6 +159,7 @@ def load_model(args: DiagnoseArguments, name: str, revision: str | None = None) 
 
 def load_adapter(args: DiagnoseArguments, model: Any, path: str) -> dict:
     """The refinements of an adapter; the model is as it was afterwards."""
+    verify_if_listed(path)
     config, width = PeftConfig.from_pretrained(path), vision_backbone(model).hidden_size
     if getattr(config, "hidden_size", None) not in (None, width):
         raise ValueError(

@@ -7,7 +7,9 @@ from typing import Any, Optional, Union
 
 from transformers import TrainingArguments
 
+from .data.training_stream import STREAM_SPLITS
 from .layers import LAYER_MATCHINGS
+from .nonfinite import POLICIES
 from .objectives import objective_class
 from .objectives.base import check_quantile
 from .projectors import PROJECTORS
@@ -105,7 +107,40 @@ class DistillationArguments(TrainingArguments):
     shuffle_buffer_size: int = field(
         default=10_000, metadata={"help": "Streamed data: images in the shuffle buffer (0: no shuffling)."}
     )
+    stream_split: str = field(
+        default="samples",
+        metadata={
+            "help": "Streamed data: samples: every worker reads all of it and decodes its own images, in an order "
+            "that (seed, epoch) alone determines; shards: each worker reads files of its own, where reading is slow."
+        },
+    )
+    data_retries: int = field(
+        default=5, metadata={"help": "Streamed data: times in a row that a failing source is opened again (5)."}
+    )
+    data_timeout: float = field(
+        default=600.0,
+        metadata={"help": "Streamed data: seconds without an answer that count as a failure; 0: wait for ever (600)."},
+    )
     knn_neighbors: int = field(default=20, metadata={"help": "k of the evaluation's k-NN accuracy."})
+
+    shard_teacher: bool = field(
+        default=False,
+        metadata={"help": "Deal the frozen teacher's blocks over all processes, for one that no device holds whole."},
+    )
+
+    # -- faults -------------------------------------------------------------------------------------------------------
+    nonfinite: str = field(
+        default="stop",
+        metadata={
+            "help": "A step whose loss or gradient is not finite: stop the run, or skip it; its images are written to "
+            "output_dir/nonfinite and the weights stay as they were in either case."
+        },
+    )
+    max_nonfinite_steps: int = field(default=10, metadata={"help": "nonfinite=skip: the next one stops the run (10)."})
+    resume_fallback: bool = field(
+        default=False,
+        metadata={"help": "Where the checkpoint to resume is damaged, take the newest one that is whole."},
+    )
 
     # -- what Trainer's defaults get wrong here -----------------------------------------------------------------------
     remove_unused_columns: bool = field(
@@ -140,6 +175,16 @@ class DistillationArguments(TrainingArguments):
         check_quantile(self.outlier_quantile)
         _one_of("projector", self.projector, PROJECTORS)
         _one_of("normalization", self.normalization, NORMALIZATIONS)
+        _one_of("stream_split", self.stream_split, STREAM_SPLITS)
+        _one_of("nonfinite", self.nonfinite, POLICIES)
+        for name in ("data_retries", "data_timeout", "max_nonfinite_steps"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+        if self.enable_jit_checkpoint:
+            raise ValueError(
+                "enable_jit_checkpoint would write a checkpoint in the middle of a step: leave it False. SIGTERM and "
+                "SIGINT end a run with a checkpoint anyway."
+            )
         if self.layer_matching is not None:
             _one_of("layer_matching", self.layer_matching, LAYER_MATCHINGS)
         weights = ("kd_weight", "outlier_weight", "info_weight", "vitkd_mimicking_weight", "vitkd_generation_weight")

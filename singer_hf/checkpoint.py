@@ -3,37 +3,48 @@
     config.json, model.safetensors, preprocessor_config.json   the student: `AutoModel.from_pretrained(folder)`
     adapter/                                                   the teacher's adapter: `PeftModel.from_pretrained`
     distillation.safetensors                                   projectors and other modules of the objective
+    manifest.json                                              size and SHA-256 of every file
 
 The teacher's own weights are never written. Trainer adds optimizer, scheduler and random states.
 """
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 
 from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from .distiller import Distiller
+from .manifest import MANIFEST, CheckpointError, verify_if_listed, write_manifest
+
+logger = logging.getLogger(__name__)
 
 ADAPTER_FOLDER = "adapter"
 OBJECTIVE_FILE = "distillation.safetensors"
+_WRITTEN = ("config.json", "model*.safetensors*", OBJECTIVE_FILE, f"{ADAPTER_FOLDER}/*")
 
 
-class CheckpointError(RuntimeError):
-    """A checkpoint that does not hold what the run needs."""
-
-
-def save_distillation(distiller: Distiller, folder: str | Path, state_dict: dict[str, Tensor] | None = None) -> None:
+def save_distillation(
+    distiller: Distiller,
+    folder: str | Path,
+    state_dict: dict[str, Tensor] | None = None,
+    *,
+    manifest: bool = True,
+) -> None:
     """Writes student, adapter and objective.
 
     Args:
         distiller: what to save.
         folder: created where missing.
         state_dict: the distiller's full state, where it was gathered from shards; its own where `None`.
+        manifest: False where more files follow, behind which it is to be written, since it says that all are there.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -43,28 +54,34 @@ def save_distillation(distiller: Distiller, folder: str | Path, state_dict: dict
     save_file(objective, folder / OBJECTIVE_FILE, metadata={"format": "pt", "objective": distiller.objective.name})
     if distiller.objective.uses_adapter:
         _save_adapter(distiller.teacher, folder / ADAPTER_FOLDER, _part(state, "teacher."))
+        write_manifest(folder / ADAPTER_FOLDER)  # its own: an adapter is shared without the rest
+    if manifest:
+        write_manifest(folder, [file for pattern in _WRITTEN for file in folder.glob(pattern)])
 
 
 def load_distillation(distiller: Distiller, folder: str | Path) -> None:
     """Loads a folder of [`save_distillation`] into a distiller of the same make, every tensor of it.
 
     Raises:
-        CheckpointError: a file is missing, or tensors are missing or of another shape.
+        CheckpointError: a file is missing or damaged, or tensors are missing or of another shape.
     """
     folder = Path(folder)
-    _load_student(distiller.student, folder)
     path = _existing(folder / OBJECTIVE_FILE)
+    if not verify_if_listed(folder):
+        logger.warning("%s has no manifest.json, so whether its files are damaged cannot be told.", folder)
+    _load_student(distiller.student, folder)
     try:
         distiller.objective.load_state_dict(load_file(path), strict=True)
-    except RuntimeError as error:
+    except (RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{path} does not fit objective {distiller.objective.name!r}: {error}") from error
     if distiller.objective.uses_adapter:
         _load_adapter(distiller.teacher, _existing(folder / ADAPTER_FOLDER))
 
 
 def copy_parts_beside_student(folder: str | Path, target: str | Path) -> None:
-    """Copies adapter and objective from a folder of [`save_distillation`] to another."""
+    """Copies adapter and objective from a folder of [`save_distillation`] to another, which loses its manifest."""
     folder, target = Path(folder), Path(target)
+    (target / MANIFEST).unlink(missing_ok=True)  # of an earlier run's files
     shutil.copy(folder / OBJECTIVE_FILE, target / OBJECTIVE_FILE)
     if (folder / ADAPTER_FOLDER).exists():
         shutil.copytree(folder / ADAPTER_FOLDER, target / ADAPTER_FOLDER, dirs_exist_ok=True)
@@ -96,7 +113,12 @@ def _load_student(student: PreTrainedModel, folder: Path) -> None:
     # weights, which only from_pretrained maps back (transformers 5.23; Trainer's own resume then skips them silently).
     _existing(folder / "config.json")
     no_pooler = {"add_pooling_layer": False} if getattr(student, "pooler", student) is None else {}
-    loaded, info = type(student).from_pretrained(folder, dtype=student.dtype, output_loading_info=True, **no_pooler)
+    try:
+        loaded, info = type(student).from_pretrained(
+            folder, dtype=student.dtype, output_loading_info=True, use_safetensors=True, **no_pooler
+        )
+    except (RuntimeError, OSError, ValueError, SafetensorError) as error:  # sizes, a missing or a damaged file
+        raise CheckpointError(f"The student in {folder} cannot be loaded: {error}") from error
     wanted = student.state_dict()
     missing = sorted(set(info["missing_keys"]) & set(wanted))
     if missing:
@@ -109,10 +131,10 @@ def _load_student(student: PreTrainedModel, folder: Path) -> None:
 
 
 def _load_adapter(teacher: PeftModel, folder: Path) -> None:
-    weights = load_peft_weights(str(folder), device="cpu")
     try:
+        weights = load_peft_weights(str(_existing(folder / SAFETENSORS_WEIGHTS_NAME).parent), device="cpu")
         result = set_peft_model_state_dict(teacher, weights, adapter_name=teacher.active_adapter)
-    except RuntimeError as error:
+    except (RuntimeError, OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"The adapter in {folder} does not fit this run's teacher: {error}") from error
     missing = [name for name in result.missing_keys if "lora_" in name and f".{teacher.active_adapter}." in name]
     if missing or result.unexpected_keys:

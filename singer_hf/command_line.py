@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors import SafetensorError
 from transformers import HfArgumentParser
 
+from .manifest import CheckpointError
 from .run_record import is_record
+from .sealed import unsealed
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +73,10 @@ def read_config(path: str | Path, known: set[str]) -> dict[str, Any]:
     if not isinstance(options, dict):
         raise ConfigError(f"{path} holds {type(options).__name__}; expected options as `name: value`.")
     if is_record(options):
+        try:
+            options = unsealed(json.loads(Path(path).read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise ConfigError(f"{path}: {error}") from error
         if options.get("script") is None:
             raise ConfigError(f"{path} records a run that was started from Python, not by options.")
         options = options["options"]
@@ -107,13 +114,14 @@ class SetupError(Exception):
 
 @contextmanager
 def setup(*more: type[Exception], only: bool = False) -> Iterator[None]:
-    """Errors in here are the user's to mend, not bugs to trace: ValueError, OSError, and those of `more`.
+    """Errors in here are the user's to mend, not bugs to trace: ValueError, OSError, damaged files, and `more`.
 
     Args:
         more: classes of errors.
-        only: these and OSError alone, where a ValueError may be a bug.
+        only: without ValueError, which may be a bug.
     """
-    errors = (OSError, *more) if only else (OSError, ValueError, *more)
+    files = (OSError, CheckpointError, SafetensorError)
+    errors = (*files, *more) if only else (*files, ValueError, *more)
     try:
         yield
     except errors as error:

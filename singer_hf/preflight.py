@@ -19,6 +19,27 @@ def check_processes(args: DistillationArguments) -> None:
             f"with `accelerate launch --multi_gpu --num_processes {args.n_gpu}`, or set CUDA_VISIBLE_DEVICES=0."
         )
     check_launch(args.world_size)
+    check_sharding(args)
+
+
+def check_sharding(args: DistillationArguments) -> None:
+    """Raises ValueError where FSDP or DeepSpeed is asked for, by the launcher or the arguments.
+
+    On a CPU accelerate would turn FSDP into DistributedDataParallel without a word (accelerate 1.15); anywhere else
+    the adapters' blocks, which run without their hooks, would meet weights that were not gathered.
+    """
+    asked = [name for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED") if _is_set(name)]
+    asked += [name for name in ("fsdp", "deepspeed") if getattr(args, name, None)]
+    if asked:
+        raise ValueError(
+            f"{', '.join(asked)}: a distillation run cannot be sharded as a whole. Launch one process a device "
+            "(examples/accelerate/), and for a teacher that no device holds whole set shard_teacher=True "
+            "(--shard_teacher true), which shards the frozen teacher alone."
+        )
+
+
+def _is_set(variable: str) -> bool:
+    return os.environ.get(variable, "false").strip().lower() in ("1", "true", "yes", "y", "on", "t")
 
 
 def check_launch(world_size: int) -> None:

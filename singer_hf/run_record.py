@@ -34,6 +34,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainingArguments
 
 from .provenance import versions
+from .sealed import sealed, unsealed
 
 RUN_FILE = "run.json"
 _NOT_OPTIONS = {"resume_from_checkpoint", "dry_run"}  # of how a run went on, not of what it is
@@ -105,7 +106,8 @@ class RunRecord:
         sessions = [*self._earlier, *([] if self._session is None else [self._session])]
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.content | {"sessions": sessions}, indent=2, default=str)
+        content = json.loads(json.dumps(self.content | {"sessions": sessions}, default=str))
+        text = json.dumps(sealed(content), indent=2)
         unfinished = folder / f"{RUN_FILE}.unfinished"
         unfinished.write_text(text + "\n", encoding="utf-8")
         unfinished.replace(folder / RUN_FILE)
@@ -143,7 +145,10 @@ def read_record(path: str | os.PathLike) -> dict[str, Any]:
         raise ValueError(f"{path} cannot be read as JSON: {error}") from error
     if not is_record(content):
         raise ValueError(f"{path} is not the record of a run: expected an object with `options` and `sessions`.")
-    return content
+    try:
+        return unsealed(content)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def is_record(content: Any) -> bool:
@@ -160,8 +165,12 @@ def given_options(options: Any) -> dict[str, Any]:
     """Fields of a dataclass of options that differ from their defaults, without tokens; `output_dir` in any case."""
     assert is_dataclass(options)
     is_training = isinstance(options, TrainingArguments)
-    default = type(options)(output_dir=options.output_dir) if is_training else type(options)()
-    values, defaults = (each.to_dict() if is_training else vars(each) for each in (options, default))
+    # With its use_cpu: the arguments' own set-up of devices is the process's, and a second one would undo the first.
+    same = {"output_dir": options.output_dir, "use_cpu": options.use_cpu} if is_training else {}
+    default = type(options)(**same)
+    values, defaults = (each.to_dict() if is_training else dict(vars(each)) for each in (options, default))
+    if is_training:
+        defaults["use_cpu"] = False
     names = [field.name for field in fields(options) if field.init]
     given = {name: values[name] for name in names if name == "output_dir" or values[name] != defaults[name]}
     return _without_tokens(given)

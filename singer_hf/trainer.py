@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,17 +28,25 @@ from .arguments import DistillationArguments
 from .backbones import load_vision_model
 from .checkpoint import copy_parts_beside_student, load_distillation, save_distillation
 from .data import DataPipeline, EpochSampler
+from .data.training_stream import StreamLoader
+from .data.workers import worker_advice
 from .distiller import Distiller
+from .durable import DurableCheckpoints
+from .nonfinite import NonFiniteSteps, poisoned
 from .objectives.build import build_objective
+from .out_of_memory import memory_advice
 from .preflight import check_metric, check_processes
 from .run_record import RecordRun, RunRecord
 from .running_mean import RunningMean
 from .scores import knn_accuracy
+from .sharded_teacher import shard_teacher
+from .stop_signals import RunStopped, StopSignals, leave_stopping_to_the_trainer
+from .stream_resume import StreamResume
 
 logger = logging.getLogger(__name__)
 
 
-class DistillationTrainer(Trainer):
+class DistillationTrainer(DurableCheckpoints, StreamResume, Trainer):
     """Distills a ViT teacher into a ViT student.
 
     Paper: SiNGER (ICLR 2026, arXiv 2509.20986). `trainer.model` is a [`Distiller`]; `trainer.student` is the plain
@@ -60,7 +69,8 @@ class DistillationTrainer(Trainer):
 
     Raises:
         ValueError: whatever can be known before the first step: layers, ranks, columns, empty data, unknown families.
-        FloatingPointError: a loss that is not finite, before it reaches the weights.
+        FloatingPointError: a loss or gradient that is not finite, before it reaches the weights.
+        RunStopped: SIGTERM or SIGINT came while training; the checkpoint is written.
     """
 
     def __init__(
@@ -106,6 +116,8 @@ class DistillationTrainer(Trainer):
         )
         self.untrained = distiller.freeze_unused(self.data.student_size, self.data.teacher_size)
         """Parameters of the student that the objective never reaches, and that keep their initial values."""
+        if args.shard_teacher:
+            shard_teacher(distiller, args.device.type)
 
         self.record = RunRecord(args) if record is None else record
         """What `run.json` says."""
@@ -126,6 +138,9 @@ class DistillationTrainer(Trainer):
         self.label_names = ["labels"]
         self.add_callback(_SetEpoch(self._samplers))
         self.add_callback(RecordRun(self.record))
+        self.stop_signals = StopSignals(self.accelerator)
+        self.add_callback(self.stop_signals)
+        self.nonfinite = NonFiniteSteps(args, self.accelerator)
 
     @property
     def student(self) -> PreTrainedModel:
@@ -145,6 +160,12 @@ class DistillationTrainer(Trainer):
         sampler = EpochSampler(len(dataset), seed=dataset.seed)
         self._samplers.append(sampler)
         return sampler
+
+    def get_train_dataloader(self) -> Any:
+        loader = super().get_train_dataloader()
+        own = loader.loader if isinstance(loader, StreamLoader) else loader
+        own.worker_init_fn = partial(leave_stopping_to_the_trainer, own.worker_init_fn)
+        return loader
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         if not isinstance(eval_dataset, str):  # the name of one of several
@@ -171,21 +192,45 @@ class DistillationTrainer(Trainer):
             return [name for name, _ in model.named_parameters()]
         return super().get_decay_parameter_names(model)
 
+    def train(self, *args, **kwargs):
+        with self.stop_signals, worker_advice():
+            output = super().train(*args, **kwargs)
+        if self.stop_signals.stopped_by:
+            checkpoint = os.path.join(self.args.output_dir, f"checkpoint-{self.state.global_step}")
+            stopped = RunStopped(self.stop_signals.stopped_by, checkpoint)
+            logger.warning("%s", stopped)
+            raise stopped
+        return output
+
+    def training_step(self, *args, **kwargs) -> Tensor:
+        with memory_advice(self.args):
+            loss = super().training_step(*args, **kwargs)
+        # Trainer sums these up for its log, where a step that is skipped must leave no NaN behind.
+        return loss.nan_to_num(0.0, 0.0, 0.0)
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        loss, outputs = self._model_loss(model, inputs)
-        self._record(self._train_means, inputs, outputs)
+        outputs = self._outputs(model, inputs)
+        self.nonfinite.add(inputs, outputs)
+        loss = poisoned(outputs["loss"])
         return (loss, outputs) if return_outputs else loss
 
+    def _get_grad_norm(self, model, grad_norm=None):
+        """Trainer calls it before each optimizer step: the place to leave one out."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        for inputs, outputs in self.nonfinite.close(model, norm, self.state.global_step):
+            self._record(self._train_means, inputs, outputs)
+        return norm
+
+    @staticmethod
+    def _outputs(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Any]:
+        return model(**{key: value for key, value in inputs.items() if key not in ("labels", "corrupt")})
+
     def _model_loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, dict[str, Any]]:
-        outputs = model(**{key: value for key, value in inputs.items() if key not in ("labels", "corrupt")})
+        outputs = self._outputs(model, inputs)
         loss, terms = outputs["loss"], outputs["terms"]
         if not torch.isfinite(loss):
             values = ", ".join(f"{name} = {value.item():g}" for name, value in terms.items())
-            raise FloatingPointError(
-                f"The loss is {loss.item()} at step {self.state.global_step} ({values}); the weights are those of the "
-                "step before. Lower learning_rate, train in bf16 or float32 in place of fp16, or look at this step's "
-                "images."
-            )
+            raise FloatingPointError(f"The loss of held-out images is {loss.item()} ({values}).")
         return loss, outputs
 
     @staticmethod
@@ -200,8 +245,12 @@ class DistillationTrainer(Trainer):
             self.num_corrupt_images += int(counts.get("corrupt_images", 0))
             if "loss" in logs:
                 logs |= means
+                if self.nonfinite.skipped_since_log():  # which Trainer's own mean counts as 0
+                    logs["loss"] = sum(value for name, value in means.items() if name.startswith("loss_"))
             if self.num_corrupt_images:
                 logs["corrupt_images"] = self.num_corrupt_images
+            if self.nonfinite.skipped:
+                logs["nonfinite_steps"] = self.nonfinite.skipped
         super().log(logs, start_time)
 
     # -- evaluation ---------------------------------------------------------------------------------------------------
@@ -216,6 +265,10 @@ class DistillationTrainer(Trainer):
             own_inputs = {name: value[:own] for name, value in inputs.items()}
             if 0 < own < images:
                 own_outputs = self._model_loss(model, own_inputs)[1]
+            elif (
+                self.args.shard_teacher and self._is_filled_up()
+            ):  # all run it, since each holds a part of the teacher
+                self._model_loss(model, inputs)
             self._record(self._eval_means, own_inputs, own_outputs)
         if prediction_loss_only:
             return loss, None, None
@@ -224,12 +277,16 @@ class DistillationTrainer(Trainer):
             labels = torch.full((len(inputs["pixel_values"]),), -1, device=loss.device)  # Trainer gathers some
         return loss, (outputs["embedding"], outputs["gram_distance"]), labels
 
+    def _is_filled_up(self) -> bool:
+        state = self.accelerator.gradient_state
+        return state.end_of_dataloader and state.remainder > 0
+
     def _own_images(self, images: int) -> int:
         """How many images of an evaluation batch are this process's own, by the rule of gather_for_metrics."""
-        state = self.accelerator.gradient_state
-        if not state.end_of_dataloader or state.remainder <= 0:
+        if not self._is_filled_up():
             return images
-        return min(images, max(0, state.remainder - self.accelerator.process_index * images))
+        remainder = self.accelerator.gradient_state.remainder
+        return min(images, max(0, remainder - self.accelerator.process_index * images))
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
@@ -260,7 +317,7 @@ class DistillationTrainer(Trainer):
         output_dir = self.args.output_dir if output_dir is None else output_dir
         if not self.args.should_save:
             return
-        save_distillation(self.model, output_dir, state_dict)
+        save_distillation(self.model, output_dir, state_dict, manifest=not self.is_saving_checkpoint)
         self.processing_class.save_pretrained(output_dir)
         # In place of Trainer's pickled training_args.bin: readable, and nothing to unpickle. Tokens are left out.
         with open(os.path.join(output_dir, "training_args.json"), "w", encoding="utf-8") as file:
@@ -277,8 +334,9 @@ class DistillationTrainer(Trainer):
         load_distillation(self.model, resume_from_checkpoint)
         self.record.resume(resume_from_checkpoint)
         state = TrainerState.load_from_json(os.path.join(resume_from_checkpoint, TRAINER_STATE_NAME))
-        counts = [entry["corrupt_images"] for entry in state.log_history if "corrupt_images" in entry]
-        self.num_corrupt_images = counts[-1] if counts else 0
+        logged = {name: value for entry in state.log_history for name, value in entry.items()}
+        self.num_corrupt_images = logged.get("corrupt_images", 0)
+        self.nonfinite.skipped = logged.get("nonfinite_steps", 0)
 
     def _load_best_model(self) -> None:
         logger.info("Loading the best checkpoint %s", self.state.best_model_checkpoint)

@@ -2,8 +2,10 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,8 @@ import torch
 from families import tiny_vit, vit_processor
 from images import image_dataset
 from safetensors.torch import load_file
+
+from singer_hf.manifest import verify_manifest
 
 ROOT = Path(__file__).parents[1]
 
@@ -29,13 +33,14 @@ def inputs(tmp_path):
     return tmp_path
 
 
-def launch(inputs, output, processes, *options, launcher=(), check=True):
+def launch(inputs, output, processes, *options, launcher=(), check=True, rank=0, **environment):
     command = [sys.executable, "-m", "accelerate.commands.launch", *launcher, str(ROOT / "examples" / "distill.py")]
     command += ["--teacher", str(inputs / "teacher"), "--student", str(inputs / "student")]
     command += ["--dataset", str(inputs / "images.parquet"), "--output_dir", str(output), "--lora_r", "4"]
     command += ["--max_steps", "6", "--logging_steps", "1", "--save_strategy", "no", "--report_to", "none"]
     command += ["--per_device_train_batch_size", str(8 // processes), *options]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | environment
+    environment["HF_DATASETS_CACHE"] = str(inputs / f"cache-{rank}")  # a machine has its own
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
     assert not check or result.returncode == 0, result.stderr
     return result
@@ -72,6 +77,63 @@ def test_two_processes_train_as_one(inputs, objective):
     first, second = (load_file(inputs / name / "model.safetensors") for name in ("one", "two"))
     for name, tensor in first.items():
         torch.testing.assert_close(second[name], tensor, rtol=1e-3, atol=2e-5)
+
+
+def test_two_processes_with_a_sharded_teacher_train_as_one(inputs):
+    two = ("--config_file", str(ROOT / "examples" / "accelerate" / "cpu_2_processes.yaml"), "--main_process_port", "0")
+    held_out = ("--eval_strategy", "steps", "--eval_steps", "3", "--eval_dataset", str(inputs / "held_out.parquet"))
+    options = ("--use_cpu", *held_out, "--per_device_eval_batch_size", "4")
+    launch(inputs, inputs / "one", 1, *options, launcher=("--num_processes", "1"))
+    sharded = launch(inputs, inputs / "two", 2, *options, "--shard_teacher", "true", launcher=two)
+    assert "Error" not in sharded.stderr
+    for one, other in zip(losses(inputs / "one"), losses(inputs / "two"), strict=True):
+        assert other == pytest.approx(one, rel=1e-5, abs=1e-7)
+    for one, other in zip(evaluation(inputs / "one"), evaluation(inputs / "two"), strict=True):
+        assert other == pytest.approx(one, rel=1e-5)
+    # What was saved is whole: student and adapter of a teacher in pieces.
+    for name in ("model.safetensors", "adapter/adapter_model.safetensors"):
+        first, second = (load_file(inputs / run / name) for run in ("one", "two"))
+        for key, tensor in first.items():
+            torch.testing.assert_close(second[key], tensor, rtol=1e-3, atol=2e-5)
+
+
+def test_two_machines_train_as_one_process(inputs):
+    """Two launches that meet over two loopback addresses, as two machines do over a network."""
+    options = ("--use_cpu", "--save_strategy", "steps", "--save_steps", "3", "--per_device_eval_batch_size", "4")
+    launch(inputs, inputs / "one", 1, *options, launcher=("--num_processes", "1"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    config = ("--config_file", str(ROOT / "examples" / "accelerate" / "2_machines.yaml"), "--mixed_precision", "no")
+    config += ("--num_processes", "2", "--main_process_ip", "127.0.0.1", "--main_process_port", port)
+
+    def machine(rank):
+        return launch(
+            inputs,
+            inputs / "two",
+            2,
+            *options,
+            launcher=(*config, "--machine_rank", str(rank)),
+            rank=rank,
+            ACCELERATE_USE_CPU="true",
+        )
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(machine, range(2)))
+    for one, other in zip(losses(inputs / "one"), losses(inputs / "two"), strict=True):
+        assert other == pytest.approx(one, rel=1e-5, abs=1e-7)
+    first, second = (load_file(inputs / name / "model.safetensors") for name in ("one", "two"))
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor, rtol=1e-3, atol=2e-5)
+    verify_manifest(inputs / "two" / "checkpoint-6")
+    assert {"rng_state_0.pth", "rng_state_1.pth"} <= {path.name for path in (inputs / "two/checkpoint-6").iterdir()}
+
+
+def test_fsdp_of_the_whole_run_is_refused(inputs):
+    result = launch(
+        inputs, inputs / "out", 1, "--use_cpu", launcher=("--use_fsdp", "--num_processes", "1"), check=False
+    )
+    assert result.returncode != 0 and "shard_teacher=True" in result.stderr
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with GPUs this launch is right")

@@ -16,6 +16,8 @@ from transformers import (
     SiglipVisionModel,
 )
 
+from ..manifest import verify_if_listed
+
 # A checkpoint of both towers: AutoModel would build the text tower too.
 _VISION_TOWERS = {"clip": CLIPVisionModel, "siglip": SiglipVisionModel}
 
@@ -48,7 +50,9 @@ def load_vision_model(name_or_path: str, *, image_size: int | None = None, **kwa
 
     Raises:
         OSError: neither a folder nor a model that the Hub has, or gives.
+        DamagedCheckpointError: a folder with a manifest, of which a file is damaged.
     """
+    verify_if_listed(name_or_path)
     hub_kwargs = {k: kwargs[k] for k in ("revision", "token", "cache_dir", "local_files_only") if k in kwargs}
     try:
         config = AutoConfig.from_pretrained(name_or_path, **hub_kwargs)

@@ -22,6 +22,7 @@ from .processors import find_processor, input_size, processor_for, processor_to_
 from .sampler import EpochSampler
 from .seeding import sample_seed, seeded
 from .streaming import StreamingDistillationDataset
+from .training_stream import TrainingStream
 from .transforms import eval_transform, train_transform
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "MissingColumnError",
     "PixelNormalization",
     "StreamingDistillationDataset",
+    "TrainingStream",
     "eval_transform",
     "find_image_column",
     "find_label_column",

@@ -32,6 +32,10 @@ class CorruptImageError(DataError):
     """An image that cannot be read or decoded."""
 
 
+class DataWorkerError(RuntimeError):
+    """A process that decodes images ended on its own."""
+
+
 def without_worker_trace(error: DataError) -> DataError:
     """The same error without the worker's traceback that torch puts into its message."""
     return type(error)(str(error).rsplit(f"{type(error).__name__}: ", 1)[-1].strip())

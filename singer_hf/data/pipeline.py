@@ -13,7 +13,9 @@ from .columns import find_image_column
 from .dataset import DistillationDataset
 from .normalization import PixelNormalization
 from .processors import find_processor, input_size, processor_for, processor_to_save
+from .retry import Retries
 from .streaming import StreamingDistillationDataset
+from .training_stream import Dealing, TrainingStream
 from .transforms import eval_transform, train_transform
 
 if TYPE_CHECKING:
@@ -78,7 +80,7 @@ class DataPipeline:
     def teacher_normalization(self) -> PixelNormalization:
         return PixelNormalization.from_image_processor(self.teacher_processor)
 
-    def training(self, dataset: Any) -> DistillationDataset | StreamingDistillationDataset | None:
+    def training(self, dataset: Any) -> DistillationDataset | TrainingStream | None:
         """Augmented views of a map-style dataset or of a stream.
 
         Raises:
@@ -93,12 +95,10 @@ class DataPipeline:
             "skip_corrupt_images": args.skip_corrupt_images,
         }
         if isinstance(dataset, torch.utils.data.IterableDataset):
-            # Endless, so that a resumed run that skips its first batches is where it was, in whichever pass.
-            stream = StreamingDistillationDataset(
-                dataset, shuffle_buffer_size=args.shuffle_buffer_size, endless=True, **options
-            )
-            stream.require_images()  # here and not in a worker
-            return stream
+            views = StreamingDistillationDataset(dataset, shuffle_buffer_size=args.shuffle_buffer_size, **options)
+            views.require_images()  # here and not in a worker
+            dealing = Dealing(args.train_batch_size, args.process_index, args.world_size, args.stream_split)
+            return TrainingStream(views, dealing, Retries(args.data_retries, timeout=args.data_timeout))
         images = DistillationDataset(dataset, **options)
         batch = args.train_batch_size * args.world_size
         if args.dataloader_drop_last and len(images) < batch:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,12 +18,12 @@ from .images import check_cell, load_rgb, read_cell
 from .seeding import sample_seed
 from .views import Transform, make_views
 
-_EMPTY = "The stream is empty; expected at least one image. Check its path and split."
+EMPTY_STREAM = "The stream is empty; expected at least one image. Check its path and split."
 _ORDER = -1  # in place of a sample id, which is never negative
 
 
 class StreamingDistillationDataset(IterableDataset):
-    """Items as of [`DistillationDataset`], from a `datasets.IterableDataset`.
+    """One pass over a `datasets.IterableDataset`, in items as of [`DistillationDataset`]; see [`TrainingStream`].
 
     A stream has no indices, so a sample is known by a hash of its encoded bytes: its augmentation is a function of
     (seed, epoch, bytes), whatever shard or worker it comes from. Shards are dealt out to workers by `datasets`; the
@@ -34,8 +33,6 @@ class StreamingDistillationDataset(IterableDataset):
     Args:
         dataset: the stream. Its own `set_epoch` is not called (in `datasets` 5 it reorders the shards of any stream,
             shuffled or not): shuffle by `shuffle_buffer_size`.
-        endless: passes follow each other without end, each with the order and the augmentation of the next epoch; a
-            batch may hold the end of one and the start of the next. False: one pass.
         shuffle_buffer_size: samples, still encoded, that each worker holds to draw from; 0 keeps the stream's order.
         skip_corrupt_images: leave out what cannot be read. `corrupt` of an item is the number of images that were left
             out just before it; what was left out behind the last item of all is not counted.
@@ -59,7 +56,6 @@ class StreamingDistillationDataset(IterableDataset):
         seed: int = 0,
         skip_corrupt_images: bool = False,
         shuffle_buffer_size: int = 0,
-        endless: bool = False,
     ):
         super().__init__()
         if not isinstance(dataset, datasets.IterableDataset):
@@ -72,7 +68,7 @@ class StreamingDistillationDataset(IterableDataset):
         self.transform, self.teacher_transform = transform, teacher_transform
         self.image_column, self.label_column = image_column, label_column
         self.seed, self.skip_corrupt_images = seed, skip_corrupt_images
-        self.shuffle_buffer_size, self.endless = shuffle_buffer_size, endless
+        self.shuffle_buffer_size = shuffle_buffer_size
         if dataset.features is not None:
             check_image_feature(dataset.features, image_column)
             if label_column is not None:
@@ -95,33 +91,31 @@ class StreamingDistillationDataset(IterableDataset):
     def require_images(self) -> None:
         """Raises `EmptyDatasetError` unless there is a first row, without decoding it."""
         if next(iter(self.dataset.take(1)), None) is None:
-            raise EmptyDatasetError(_EMPTY)
+            raise EmptyDatasetError(EMPTY_STREAM)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         skipped = 0
-        for epoch in itertools.count(self.epoch):
-            samples = 0
-            for item in self._one_pass(epoch):
-                if item is None:
-                    skipped += 1
-                    continue
-                item["corrupt"], skipped = torch.tensor(skipped), 0
-                samples += 1
-                yield item
-            if not self.endless or not samples:  # a worker may be left without a shard
-                return
+        for item in self._one_pass(self.epoch):
+            if item is None:
+                skipped += 1
+                continue
+            item["corrupt"], skipped = torch.tensor(skipped), 0
+            yield item
+
+    def ordered(self, epoch: int) -> datasets.IterableDataset:
+        """The stream, still encoded, in the order of an epoch."""
+        if not self.shuffle_buffer_size:
+            return self.dataset
+        order_seed = sample_seed(self.seed, epoch, _ORDER)
+        return self.dataset.shuffle(seed=order_seed, buffer_size=self.shuffle_buffer_size)
 
     def _one_pass(self, epoch: int) -> Iterator[dict[str, Tensor] | None]:
         """Items, with None for each image that is left out."""
-        stream = self.dataset
-        if self.shuffle_buffer_size:
-            order_seed = sample_seed(self.seed, epoch, _ORDER)
-            stream = stream.shuffle(seed=order_seed, buffer_size=self.shuffle_buffer_size)
         order = "shuffled order" if self.shuffle_buffer_size else "order"
         first_error, position, readable = None, -1, 0
-        for position, row in enumerate(stream):
+        for position, row in enumerate(self.ordered(epoch)):
             try:
-                item = self._item(row, epoch, f"Image {position} of the stream (in this process's {order})")
+                item = self.item(row, epoch, f"Image {position} of the stream (in this process's {order})")
             except CorruptImageError as error:
                 if not self.skip_corrupt_images:
                     raise
@@ -133,9 +127,10 @@ class StreamingDistillationDataset(IterableDataset):
         if first_error is not None and not readable:
             raise CorruptImageError(f"None of {position + 1} images can be read. The first error was: {first_error}")
         if position < 0 and torch.utils.data.get_worker_info() is None:
-            raise EmptyDatasetError(_EMPTY)
+            raise EmptyDatasetError(EMPTY_STREAM)
 
-    def _item(self, row: dict[str, Any], epoch: int, where: str) -> dict[str, Tensor]:
+    def item(self, row: dict[str, Any], epoch: int, where: str) -> dict[str, Tensor]:
+        """The view of an encoded row in an epoch, without `corrupt`; `where` names it in errors."""
         check_column(row, self.image_column, "image_column")
         check_cell(row[self.image_column], f"Column {self.image_column!r} of the stream")
         label = None

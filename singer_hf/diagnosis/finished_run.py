@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from ..backbones import VisionBackbone
 from ..checkpoint import OBJECTIVE_FILE
 from ..layers import match_layers
+from ..manifest import verify_if_listed
 from ..objectives import OBJECTIVES
 from .refinement import Refinement
 from .student import StudentFit
@@ -31,8 +32,10 @@ def load_fit(
 
     Raises:
         ValueError: the pairs cannot be told from what the run recorded, or the projectors are of other models.
+        DamagedCheckpointError: a file is not what the folder's manifest says.
     """
     folder = Path(folder)
+    verify_if_listed(folder)
     weights = load_file(folder / OBJECTIVE_FILE)
     layers = sorted(int(name.split(".")[1]) for name in weights if re.fullmatch(r"projectors\.\d+\.weight", name))
     if not layers:

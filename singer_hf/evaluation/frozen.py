@@ -15,6 +15,7 @@ from transformers import AutoImageProcessor
 
 from ..backbones import check_layers, load_vision_model, vision_backbone
 from ..data import PixelNormalization, find_processor, input_size, processor_for
+from ..manifest import verify_if_listed
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 POOLINGS = ("auto", "cls", "mean")
@@ -106,6 +107,7 @@ class FrozenBackbone:
                 "that fits with image_processor (a Hub id or folder)."
             )
         if adapter is not None:
+            verify_if_listed(adapter)
             # low_cpu_mem_usage: without the initial basis, a decomposition a layer, that the loaded one would replace
             model = PeftModel.from_pretrained(model, adapter, low_cpu_mem_usage=True)
         return cls(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -33,16 +34,20 @@ class HeadFile:
         part = self.path.with_name(self.path.name + ".part")
         tensors = {"weight": head.weight[0].T.contiguous().cpu(), "bias": head.bias[0].contiguous().cpu()}
         classes = json.dumps({"names": labels.names, "named": labels.named})
-        save_file(tensors, part, metadata={"origin": self.origin, "classes": classes})
+        header = {"origin": self.origin, "classes": classes}
+        save_file(tensors, part, metadata=header | {"checksum": _checksum(tensors, header)})
         os.replace(part, self.path)
 
     def is_valid(self) -> bool:
-        """Whether there is a head of this origin."""
+        """Whether there is a head of this origin, undamaged."""
         try:
             with safe_open(self.path, framework="pt") as file:
-                return (file.metadata() or {}).get("origin") == self.origin
+                header = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError):
             return False
+        checksum = header.pop("checksum", None)
+        return header.get("origin") == self.origin and checksum == _checksum(tensors, header)
 
     def load(self, device: torch.device) -> tuple[LinearHeads, Labels]:
         """The head and its classes (without values); check `is_valid` first."""
@@ -51,3 +56,11 @@ class HeadFile:
             classes = json.loads(file.metadata()["classes"])
         labels = Labels(torch.empty(0, dtype=torch.int64), tuple(classes["names"]), classes["named"])
         return LinearHeads(weight.T[None].contiguous().to(device), bias[None].to(device)), labels
+
+
+def _checksum(tensors: Mapping[str, torch.Tensor], header: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(dict(header), sort_keys=True).encode())
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
+        digest.update(tensors[name].numpy().tobytes())
+    return digest.hexdigest()

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from ..sealed import sealed, unsealed
+
 SCHEMA = 1
 """Raised when a field changes its meaning."""
 
@@ -57,7 +59,7 @@ class EvaluationResult:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(path.name + ".part")
-        part.write_text(json.dumps(asdict(self), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        part.write_text(json.dumps(sealed(asdict(self)), indent=2) + "\n", encoding="utf-8")
         part.replace(path)
 
     @classmethod
@@ -70,9 +72,12 @@ class EvaluationResult:
         if not isinstance(record, dict) or record.get("schema") != SCHEMA:
             raise ResultError(f"{path} is no evaluation result of schema {SCHEMA}.")
         try:
-            return cls(**record)
-        except TypeError as error:
+            result = cls(**unsealed(record))
+            if not isinstance(result.value, float | int):
+                raise TypeError(f"its main score is {result.value!r}")
+        except (ValueError, TypeError, KeyError) as error:
             raise ResultError(f"{path} is no evaluation result: {error}") from error
+        return result
 
 
 def find_results(paths: list[str | Path]) -> list[EvaluationResult]:

@@ -1,5 +1,3 @@
-import itertools
-
 import datasets
 import pytest
 import torch
@@ -186,26 +184,3 @@ def test_tiny_imagenet(tiny_imagenet):
     views = StreamingDistillationDataset(stream, train_transform(32), shuffle_buffer_size=64)
     batch = next(iter(DataLoader(views, batch_size=16, num_workers=2)))
     assert batch["pixel_values"].shape == (16, 3, 32, 32) and len(set(batch["sample_seed"].tolist())) == 16
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_an_endless_stream_is_one_epoch_after_another(workers):
-    def items(endless, epochs):
-        dataset = StreamingDistillationDataset(
-            stream_of(jpegs(5)), train_transform(8), shuffle_buffer_size=3, seed=1, endless=endless
-        )
-        for epoch in epochs:
-            dataset.set_epoch(epoch)
-            loader = DataLoader(dataset, batch_size=None, num_workers=workers)
-            yield from itertools.islice(loader, 15)
-
-    expected = list(items(False, (0, 1, 2)))
-    found = list(items(True, (0,)))
-    assert len(found) == len(expected) == 15
-    for item, reference in zip(found, expected, strict=True):
-        assert torch.equal(item["pixel_values"], reference["pixel_values"])
-
-
-def test_an_endless_stream_of_nothing_ends():
-    with pytest.raises(EmptyDatasetError):
-        next(iter(StreamingDistillationDataset(stream_of(jpegs(2)).take(0), eval_transform(8), endless=True)))

@@ -1,0 +1,23 @@
+"""Worker processes of a DataLoader that end, or hang."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from .errors import DataWorkerError
+
+
+@contextmanager
+def worker_advice() -> Iterator[None]:
+    """Within, the error that torch raises for a worker that died is a [`DataWorkerError`], with what to do."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error) or isinstance(error, DataWorkerError):
+            raise
+        raise DataWorkerError(
+            f"{error} Often the system ended it for want of memory: lower dataloader_num_workers, "
+            "dataloader_prefetch_factor or shuffle_buffer_size (or raise the limit of /dev/shm in a container). The "
+            "newest checkpoint is whole: go on with resume_from_checkpoint=True."
+        ) from error

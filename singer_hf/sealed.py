@@ -1,0 +1,34 @@
+"""JSON records with a checksum of their own content, so that a changed figure in one is found."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+_SEAL = "sha256"
+
+
+def sealed(record: dict[str, Any]) -> dict[str, Any]:
+    """The record, as JSON gives it back, with the SHA-256 of its content."""
+    record = json.loads(json.dumps(record, allow_nan=False))
+    return record | {_SEAL: _digest(record)}
+
+
+def unsealed(record: dict[str, Any]) -> dict[str, Any]:
+    """The record without its checksum, compared where there is one (records of other versions have none).
+
+    Raises:
+        ValueError: the content is not what the checksum says.
+    """
+    content = {name: value for name, value in record.items() if name != _SEAL}
+    if _SEAL in record and record[_SEAL] != _digest(content):
+        raise ValueError(
+            "it was changed since it was written: its sha256 is not that of its content. Make it again; whoever "
+            "changed it on purpose leaves sha256 out."
+        )
+    return content
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

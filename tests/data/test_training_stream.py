@@ -1,0 +1,207 @@
+"""A stream to train on: each image once an epoch, whoever decodes it, and from where a run was."""
+
+import io
+import itertools
+import json
+import tarfile
+import time
+
+import datasets
+import pytest
+from samples import image_dataset, jpegs
+from torch.utils.data import DataLoader
+
+from singer_hf.data import (
+    CorruptImageError,
+    DataSourceError,
+    EmptyDatasetError,
+    StreamingDistillationDataset,
+    TrainingStream,
+    eval_transform,
+    load_images,
+    train_transform,
+)
+from singer_hf.data.retry import Retries, reopening
+from singer_hf.data.training_stream import Dealing, StreamLoader, StreamPosition
+
+COUNT, BATCH = 24, 2
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """The same images as two parquet files and as two tar files."""
+    folder = tmp_path_factory.mktemp("stream")
+    cells = jpegs(COUNT)
+    for number in range(2):
+        half = cells[number * COUNT // 2 : (number + 1) * COUNT // 2]
+        image_dataset(half).to_parquet(folder / f"{number}.parquet")
+        with tarfile.open(folder / f"{number}.tar", "w") as archive:
+            for index, cell in enumerate(half):
+                member = tarfile.TarInfo(f"{number}{index:03d}.jpg")
+                member.size = len(cell)
+                archive.addfile(member, io.BytesIO(cell))
+    return {"parquet": str(folder / "*.parquet"), "tar": str(folder / "*.tar")}
+
+
+def stream(path, *, process=0, processes=1, split="samples", batch=BATCH, buffer=8, **options):
+    kind = load_images(path, split="train", streaming=True) if isinstance(path, str) else path
+    column = "image" if "image" in (kind.features or {"image": 0}) else "jpg"
+    views = StreamingDistillationDataset(
+        kind, train_transform(8), image_column=column, shuffle_buffer_size=buffer, seed=1, **options
+    )
+    return TrainingStream(views, Dealing(batch, process, processes, split))
+
+
+def loader_of(data, workers, position=None):
+    if position is not None:
+        data.resume(StreamPosition.from_json(json.loads(json.dumps(position.as_json()))), workers)
+    return StreamLoader(DataLoader(data, batch_size=data.dealing.batch_size, num_workers=workers), lambda batch: batch)
+
+
+def take(path, steps, *, workers, processes=1, positions=None, **options):
+    """Sample seeds of each step of all processes together, and their positions."""
+    found, reached = [[] for _ in range(steps)], []
+    for process in range(processes):
+        data = stream(path, process=process, processes=processes, **options)
+        loader = loader_of(data, workers, None if positions is None else positions[process])
+        for step, batch in enumerate(itertools.islice(loader, steps)):
+            found[step] += batch["sample_seed"].tolist()
+        reached.append(loader.position)
+    return found, reached
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+@pytest.mark.parametrize(("workers", "processes"), [(0, 1), (2, 1), (0, 2), (2, 2)])
+def test_each_image_once_an_epoch_also_when_resumed(source, kind, workers, processes):
+    steps = COUNT // BATCH // processes
+    stop = steps // 2 - 1
+    whole, _ = take(source[kind], 2 * steps, workers=workers, processes=processes)
+    reference, _ = take(source[kind], 2 * COUNT // BATCH, workers=0)
+    assert sum(whole, []) == sum(reference, [])  # neither workers nor processes change the order
+    assert len(set(sum(whole[:steps], []))) == len(set(sum(whole[steps:], []))) == COUNT
+    first, positions = take(source[kind], stop, workers=workers, processes=processes)
+    if processes == 2:  # the position is process 0's
+        positions = [positions[0]] * 2
+    rest, _ = take(source[kind], 2 * steps - stop, workers=workers, processes=processes, positions=positions)
+    assert first + rest == whole
+
+
+def test_files_dealt_out_are_seen_once_a_pass_and_resumed(source):
+    options = {"workers": 1, "processes": 2, "split": "shards"}
+    steps = COUNT // BATCH // 2
+    whole, _ = take(source["parquet"], 2 * steps, **options)
+    assert len(set(sum(whole[:steps], []))) == COUNT
+    first, positions = take(source["parquet"], 5, **options)
+    rest, _ = take(source["parquet"], 2 * steps - 5, positions=positions, **options)
+    assert first + rest == whole
+    with pytest.raises(DataSourceError, match=r"2 processes of 1 workers.*this run's to 2 of 3"):
+        loader_of(stream(source["parquet"], processes=2, split="shards"), 3, positions[0])
+
+
+def test_two_workers_take_turns_where_they_were(source):
+    options = {"workers": 2, "split": "shards"}
+    whole, _ = take(source["parquet"], 18, **options)
+    first, positions = take(source["parquet"], 7, **options)
+    rest, _ = take(source["parquet"], 11, positions=positions, **options)
+    assert first + rest == whole
+
+
+def test_samples_resume_with_other_processes_workers_and_batches(source):
+    whole, _ = take(source["parquet"], 2 * COUNT // BATCH, workers=0)
+    first, positions = take(source["parquet"], 3, workers=2, processes=2)
+    rest, _ = take(source["parquet"], 9, workers=0, batch=4, positions=[positions[0]])
+    assert sum(first, []) + sum(rest, []) == sum(whole, [])
+
+
+def test_what_was_seen_is_not_decoded_again(source, monkeypatch):
+    decoded = []
+    _, positions = take(source["parquet"], 9, workers=0)
+    data = stream(source["parquet"])
+    item = data.views.item
+    monkeypatch.setattr(data.views, "item", lambda *args: decoded.append(args) or item(*args))
+    next(iter(loader_of(data, 0, positions[0])))
+    assert len(decoded) == BATCH
+
+
+def test_the_next_readable_image_stands_in(source):
+    cells = jpegs(6)
+    cells[2] = cells[3] = b"broken"
+    data = stream(image_dataset(cells).to_iterable_dataset(), buffer=0, skip_corrupt_images=True)
+    items = list(itertools.islice(data, 6))
+    assert [item["corrupt"].item() for item in items] == [False, False, True, True, False, False]
+    assert items[2]["sample_seed"] == items[3]["sample_seed"] == items[4]["sample_seed"]
+    assert [item["position"].tolist() for item in items] == [[0, row] for row in range(6)]
+    with pytest.raises(CorruptImageError, match="Image 2 of the stream"):
+        list(itertools.islice(stream(image_dataset(cells).to_iterable_dataset(), buffer=0), 6))
+    broken = stream(image_dataset([b"x"] * 3).to_iterable_dataset(), buffer=0, skip_corrupt_images=True)
+    with pytest.raises(CorruptImageError, match="images in a row cannot be read"):
+        next(iter(broken))
+
+
+def test_a_stream_of_nothing_ends():
+    with pytest.raises(EmptyDatasetError):
+        next(iter(stream(image_dataset(jpegs(2)).to_iterable_dataset().take(0))))
+
+
+# -- sources that fail ------------------------------------------------------------------------------------------------
+def failing(times, error, log):
+    """0 … 9, whose first `times` readings fail at 4."""
+
+    def open_at(position):
+        log.append(position)
+        for number in range(position, 10):
+            if number == 4 and len(log) <= times:
+                raise error
+            yield number
+
+    return open_at
+
+
+@pytest.mark.parametrize("timeout", [0, 5])
+def test_a_source_that_comes_back_gives_all_once(timeout):
+    log = []
+    source = failing(3, ConnectionResetError("gone"), log)
+    assert list(reopening(source, Retries(3, first_wait=0.001, timeout=timeout))) == list(range(10))
+    assert log == [0, 4, 4, 4]
+
+
+def test_a_source_that_stays_away_is_a_clear_error():
+    log = []
+    with pytest.raises(DataSourceError, match=r"failed 3 times in a row.*TimeoutError: slow.*data_retries"):
+        list(reopening(failing(99, TimeoutError("slow"), log), Retries(2, first_wait=0.001)))
+    assert len(log) == 3
+    for lasting in (FileNotFoundError("images.tar"), tarfile.ReadError("bad header")):
+        with pytest.raises(DataSourceError, match="cannot be read"):
+            list(reopening(failing(99, lasting, log), Retries(2, first_wait=0.001)))
+    assert len(log) == 5
+
+
+def test_a_stalled_source_is_opened_again():
+    opened = []
+
+    def open_at(position):
+        opened.append(position)
+        for number in range(position, 4):
+            if number == 2 and len(opened) == 1:
+                time.sleep(60)
+            yield number
+
+    assert list(reopening(open_at, Retries(1, first_wait=0.001, timeout=0.2))) == [0, 1, 2, 3]
+    assert opened == [0, 2]
+
+
+def test_a_stream_reads_on_after_a_failure():
+    cells, failures = jpegs(8), []
+
+    def rows():
+        for number, cell in enumerate(cells):
+            if number == 5 and not failures:
+                failures.append(number)
+                raise ConnectionResetError("gone")
+            yield {"image": cell}
+
+    data = stream(datasets.IterableDataset.from_generator(rows), buffer=0)
+    data.retries = Retries(1, first_wait=0.001)
+    seeds = [item["sample_seed"].item() for item in itertools.islice(data, 8)]
+    views = StreamingDistillationDataset(image_dataset(cells).to_iterable_dataset(), eval_transform(8), seed=1)
+    assert failures and seeds == [item["sample_seed"].item() for item in views]
