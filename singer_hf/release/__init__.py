@@ -1,0 +1,1 @@
+"""Release of a student on the Hub."""
