@@ -8,7 +8,10 @@
 
     accelerate launch examples/distill.py --config examples/configs/vit_l_to_vit_t.yaml --dataset ILSVRC/imagenet-1k
 
-A config file holds any of the options below; options on the command line win over it.
+    accelerate launch examples/distill.py --config runs/vit-l-to-t/run.json
+        an earlier run again, from the start
+
+A config file holds any of the options below, or is the run.json of a run; options on the command line win over it.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from singer_hf import (
     DistillationArguments,
     DistillationTrainer,
     NullspaceLoraConfig,
+    RunRecord,
     build_student,
     estimate_run,
     load_vision_model,
@@ -157,6 +161,7 @@ def build_trainer(script: ScriptArguments, args: DistillationArguments) -> Disti
         processing_class=student_processor,
         teacher_processing_class=teacher_processor,
         peft_config=adapter_config(script, args),
+        record=RunRecord(args, "distill.py", script),
         callbacks=callbacks,
     )
 

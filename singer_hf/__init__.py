@@ -20,6 +20,7 @@ from .checkpoint import CheckpointError, load_distillation, save_distillation
 from .distiller import Distiller
 from .dry_run import RunEstimate, estimate_run
 from .objectives import OBJECTIVES, Objective, register_objective
+from .run_record import RunRecord
 from .trainer import DistillationTrainer
 
 __version__ = "0.1.0"
@@ -34,6 +35,7 @@ __all__ = [
     "NullspaceLoraConfig",
     "Objective",
     "RunEstimate",
+    "RunRecord",
     "StudentSize",
     "VisionBackbone",
     "build_student",

@@ -13,6 +13,8 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
+from .run_record import is_record
+
 logger = logging.getLogger(__name__)
 
 
@@ -60,13 +62,17 @@ class ConfigError(ValueError):
 
 
 def read_config(path: str | Path, known: set[str]) -> dict[str, Any]:
-    """Options of a YAML or JSON file, each with a name in `known`."""
+    """Options of a YAML or JSON file, or of a run that its `run.json` records, each with a name in `known`."""
     try:
         options = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} cannot be read as YAML or JSON: {error}") from error
     if not isinstance(options, dict):
         raise ConfigError(f"{path} holds {type(options).__name__}; expected options as `name: value`.")
+    if is_record(options):
+        if options.get("script") is None:
+            raise ConfigError(f"{path} records a run that was started from Python, not by options.")
+        options = options["options"]
     unknown = sorted(str(name) for name in set(options) - known)
     if unknown:
         raise ConfigError(f"{path} has unknown options: {', '.join(unknown)}")

@@ -30,6 +30,7 @@ from .data import DataPipeline, EpochSampler
 from .distiller import Distiller
 from .objectives.build import build_objective
 from .preflight import check_metric, check_processes
+from .run_record import RecordRun, RunRecord
 from .running_mean import RunningMean
 from .scores import knn_accuracy
 
@@ -53,6 +54,7 @@ class DistillationTrainer(Trainer):
         processing_class: the student's image processor; default: the one in its repository, else the teacher's.
         teacher_processing_class: the teacher's; default: the one in its repository.
         peft_config: the adapter; default: `NullspaceLoraConfig(layers_to_transform=args.teacher_layers)`.
+        record: the run's record, `run.json`, where a script has begun one with options of its own.
         compute_metrics, callbacks, optimizers: as in `Trainer`; `compute_metrics` replaces the scores above and gets
             `(embeddings (n, d_S), gram distances (n,), …)` as predictions.
 
@@ -72,6 +74,7 @@ class DistillationTrainer(Trainer):
         processing_class: Any = None,
         teacher_processing_class: Any = None,
         peft_config: NullspaceLoraConfig | None = None,
+        record: RunRecord | None = None,
         compute_metrics: Callable[[EvalPrediction], dict] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple = (None, None),
@@ -104,6 +107,9 @@ class DistillationTrainer(Trainer):
         self.untrained = distiller.freeze_unused(self.data.student_size, self.data.teacher_size)
         """Parameters of the student that the objective never reaches, and that keep their initial values."""
 
+        self.record = RunRecord(args) if record is None else record
+        """What `run.json` says."""
+        self.record.describe(args.objective, teacher, student, train_dataset, eval_dataset)
         self._samplers: list[EpochSampler] = []
         self._train_means, self._eval_means = RunningMean(), RunningMean()
         self.num_corrupt_images = 0
@@ -119,6 +125,7 @@ class DistillationTrainer(Trainer):
         )
         self.label_names = ["labels"]
         self.add_callback(_SetEpoch(self._samplers))
+        self.add_callback(RecordRun(self.record))
 
     @property
     def student(self) -> PreTrainedModel:
@@ -258,6 +265,7 @@ class DistillationTrainer(Trainer):
         # In place of Trainer's pickled training_args.bin: readable, and nothing to unpickle. Tokens are left out.
         with open(os.path.join(output_dir, "training_args.json"), "w", encoding="utf-8") as file:
             file.write(self.args.to_json_string())
+        self.record.save(output_dir)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         # Trainer copies the files it knows from the checkpoint to the folder that it pushes; the rest is ours.
@@ -267,6 +275,7 @@ class DistillationTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         load_distillation(self.model, resume_from_checkpoint)
+        self.record.resume(resume_from_checkpoint)
         state = TrainerState.load_from_json(os.path.join(resume_from_checkpoint, TRAINER_STATE_NAME))
         counts = [entry["corrupt_images"] for entry in state.log_history if "corrupt_images" in entry]
         self.num_corrupt_images = counts[-1] if counts else 0

@@ -1,0 +1,218 @@
+"""`run.json`: what a run is and was, in one file beside its student, from which it can be started again.
+
+    {"script": "distill.py",            the script that `--config run.json` starts it again with; null from Python
+     "options": {...},                  options that differ from their defaults, as a --config file holds them
+     "arguments": {...},                every training argument, without tokens
+     "objective": "singer",
+     "teacher": {"name", "revision", "model_type", "parameters", "dtype", "adapter"},
+     "student": {"name", "revision", "model_type", "parameters", "trainable_parameters"},
+     "train_data", "eval_data": {"name", "split", "revision", "fingerprint", "images"},
+     "sessions": [{"started", "first_step", "last_step", "images", "seconds", "hardware", "versions"}]}
+
+`adapter` is the adapter's configuration, `null` where the objective trains none. `revision` is a commit of the Hub,
+`null` for what is local. `images` of a stream is `null`, since it has no length; `images` of a session counts those
+that were learnt from, repetitions included. `fingerprint` is `datasets`' own, which tells data apart on one machine. A
+resumed run adds a session; `seconds` is wall time from its first step to its last. Losses step by step are in
+`trainer_state.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import time
+from dataclasses import fields, is_dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import TrainerCallback, TrainingArguments
+
+from .provenance import versions
+
+RUN_FILE = "run.json"
+_NOT_OPTIONS = {"resume_from_checkpoint", "dry_run"}  # of how a run went on, not of what it is
+
+
+class RunRecord:
+    """The content of `run.json` while a run goes on.
+
+    Args:
+        script: name of the script that was started, `None` from Python.
+        script_options: the script's own options, a dataclass instance.
+    """
+
+    def __init__(self, args: TrainingArguments, script: str | None = None, script_options: Any = None):
+        options = given_options(args) | ({} if script_options is None else given_options(script_options))
+        self.content: dict[str, Any] = {
+            "script": script,
+            "options": {name: value for name, value in options.items() if name not in _NOT_OPTIONS},
+            "arguments": _without_tokens(args.to_dict()),
+        }
+        self._images_a_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        self._device, self._processes = args.device, args.world_size
+        self._earlier: list[dict[str, Any]] = []
+        self._session: dict[str, Any] | None = None
+        self._start = 0.0
+
+    def describe(self, objective: str, teacher: nn.Module, student: nn.Module, train: Any, evaluation: Any) -> None:
+        """Takes down models and data: the plain datasets as they were given."""
+        self.content |= {
+            "objective": objective,
+            "teacher": _model(teacher) | {"dtype": str(next(teacher.parameters()).dtype).removeprefix("torch.")},
+            "student": _model(student)
+            | {"trainable_parameters": sum(p.numel() for p in student.parameters() if p.requires_grad)},
+            "train_data": _data(train),
+            "eval_data": _data(evaluation),
+        }
+        self.content["teacher"]["adapter"] = _adapter(teacher)
+
+    def resume(self, folder: str | os.PathLike) -> None:
+        """Goes on with the sessions that a checkpoint's record holds; without one, with none."""
+        path = Path(folder, RUN_FILE)
+        self._earlier = read_record(path)["sessions"] if path.exists() else []
+
+    def begin(self, step: int) -> None:
+        """Starts a session at a number of steps done."""
+        self._start = time.perf_counter()
+        self._session = {
+            "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "first_step": step,
+            "last_step": step,
+            "images": 0,
+            "seconds": 0.0,
+            "hardware": _hardware(self._device, self._processes),
+            "versions": versions(),
+        }
+
+    def reach(self, step: int) -> None:
+        """Takes down that `step` steps are done now."""
+        if self._session is not None:
+            done = step - self._session["first_step"]
+            self._session |= {
+                "last_step": step,
+                "images": done * self._images_a_step,
+                "seconds": round(time.perf_counter() - self._start, 3),
+            }
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Writes `run.json` into a folder, created where missing."""
+        sessions = [*self._earlier, *([] if self._session is None else [self._session])]
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self.content | {"sessions": sessions}, indent=2, default=str)
+        unfinished = folder / f"{RUN_FILE}.unfinished"
+        unfinished.write_text(text + "\n", encoding="utf-8")
+        unfinished.replace(folder / RUN_FILE)
+
+
+class RecordRun(TrainerCallback):
+    """Keeps a [`RunRecord`] up to date and in `output_dir`; checkpoints get theirs from the trainer."""
+
+    def __init__(self, record: RunRecord):
+        self.record = record
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.record.begin(state.global_step)
+        if state.is_world_process_zero:
+            self.record.save(args.output_dir)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.record.reach(state.global_step)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.record.reach(state.global_step)
+        if state.is_world_process_zero:
+            self.record.save(args.output_dir)
+
+
+def read_record(path: str | os.PathLike) -> dict[str, Any]:
+    """The content of a `run.json`.
+
+    Raises:
+        ValueError: it is not one.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as JSON: {error}") from error
+    if not is_record(content):
+        raise ValueError(f"{path} is not the record of a run: expected an object with `options` and `sessions`.")
+    return content
+
+
+def is_record(content: Any) -> bool:
+    """Whether this is what a `run.json` holds."""
+    return (
+        isinstance(content, dict)
+        and isinstance(content.get("options"), dict)
+        and isinstance(content.get("sessions"), list)
+        and all(isinstance(session, dict) for session in content["sessions"])
+    )
+
+
+def given_options(options: Any) -> dict[str, Any]:
+    """Fields of a dataclass of options that differ from their defaults, without tokens; `output_dir` in any case."""
+    assert is_dataclass(options)
+    is_training = isinstance(options, TrainingArguments)
+    default = type(options)(output_dir=options.output_dir) if is_training else type(options)()
+    values, defaults = (each.to_dict() if is_training else vars(each) for each in (options, default))
+    names = [field.name for field in fields(options) if field.init]
+    given = {name: values[name] for name in names if name == "output_dir" or values[name] != defaults[name]}
+    return _without_tokens(given)
+
+
+def _without_tokens(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if not name.endswith("_token")}
+
+
+def _model(model: nn.Module) -> dict[str, Any]:
+    plain = model.get_base_model() if isinstance(model, PeftModel) else model
+    config = plain.config
+    return {
+        "name": getattr(config, "name_or_path", "") or None,
+        "revision": getattr(config, "_commit_hash", None),
+        "model_type": config.model_type,
+        "parameters": sum(p.numel() for name, p in plain.named_parameters() if "lora_" not in name),
+    }
+
+
+def _adapter(teacher: nn.Module) -> dict[str, Any] | None:
+    if not isinstance(teacher, PeftModel):
+        return None
+    config = teacher.peft_config[teacher.active_adapter].to_dict()
+    return {name: sorted(value) if isinstance(value, set) else value for name, value in config.items()}
+
+
+def _data(dataset: Any) -> dict[str, Any] | dict[str, dict] | None:
+    if dataset is None:
+        return None
+    if isinstance(dataset, dict):  # several held-out sets by name
+        return {name: _data(part) for name, part in dataset.items()}
+    info = getattr(dataset, "info", None)
+    checksums = getattr(info, "download_checksums", None) or {}
+    commits = {match[1] for name in checksums if (match := re.match(r"hf://datasets/[^@]+@([0-9a-f]{40})/", name))}
+    split = getattr(dataset, "split", None)
+    return {
+        "name": getattr(info, "dataset_name", None),
+        "split": None if split is None else str(split),
+        "revision": commits.pop() if len(commits) == 1 else None,
+        "fingerprint": getattr(dataset, "_fingerprint", None),
+        "images": len(dataset) if hasattr(dataset, "__len__") else None,
+    }
+
+
+def _hardware(device: torch.device, processes: int) -> dict[str, Any]:
+    is_cuda = device.type == "cuda"
+    return {
+        "device": device.type,
+        "name": torch.cuda.get_device_name(device) if is_cuda else platform.processor() or platform.machine(),
+        "processes": processes,
+        "machines": max(1, processes // int(os.environ.get("LOCAL_WORLD_SIZE", processes))),
+        "threads": torch.get_num_threads(),
+    }
