@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData
 
 _SECTION = re.compile(
     r"<!-- singer_hf begin (?P<name>[\w-]+)(?: (?P<hash>[0-9a-f]{12}))? -->\n(?P<text>.*?)<!-- singer_hf end (?P=name) -->",
@@ -144,7 +144,5 @@ def _identity(result: Mapping[str, Any]) -> str:
 
 
 def _with_body(data: dict[str, Any], text: str) -> ModelCard:
-    card = ModelCard("")
-    card.data = ModelCard.card_data_class(**data)
-    card._original_order = list(data)
-    return ModelCard(f"---\n{card.data.to_yaml()}\n---\n{text}")
+    metadata = ModelCardData(**data).to_yaml(original_order=list(data))
+    return ModelCard(f"---\n{metadata}\n---\n{text.strip()}\n")

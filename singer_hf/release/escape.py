@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-_ANYWHERE = re.compile(r"[\\`*_{}\[\]<>&|~$]")
-_AT_START = re.compile(r"^(?=[-+=#!:]|\d+[.)])")
+_ANYWHERE = re.compile(r"[\\`*{}\[\]<>&|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
+_AT_START = re.compile(r"^(?=[-+=](\s|[-+=]|$)|[#!:]|\d+[.)](\s|$))")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\u0085\u2028\u2029]+")
 
 

@@ -15,9 +15,18 @@ from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from fnmatch import fnmatch
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
+from huggingface_hub import (
+    CommitInfo,
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    ModelCard,
+    constants,
+    get_token,
+)
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -136,6 +145,19 @@ def existing_files(destination: Destination, api: HfApi) -> list[str] | None:
             "leave that option out."
         )
     return sorted(file.rfilename for file in info.siblings or [] if file.rfilename != ".gitattributes")
+
+
+def existing_card(destination: Destination, api: HfApi, published: list[str] | None) -> ModelCard | None:
+    """The card that is published at this revision, `None` where there is none."""
+    if "README.md" not in (published or []):
+        return None
+    repo_id = destination.owned(api)
+    with errors_explained(destination, api), TemporaryDirectory() as cache:
+        try:
+            path = api.hf_hub_download(repo_id, "README.md", revision=destination.revision, cache_dir=cache)
+        except RevisionNotFoundError:
+            path = api.hf_hub_download(repo_id, "README.md", cache_dir=cache)
+        return ModelCard.load(Path(path))
 
 
 def check_free(repo_id: str, published: list[str] | None, files: dict[str, Path], exist_ok: bool) -> None:
