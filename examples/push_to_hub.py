@@ -5,10 +5,10 @@
     python examples/push_to_hub.py --run runs/vit-l-to-t --adapter_repo_id me/vit-large-nullspace-adapter
     python examples/push_to_hub.py --run runs/vit-l-to-t --repo_id me/pets --classifier runs/pets
 
-The dry run shows every file and the whole card and sends nothing. Repositories are private unless `--no_private`. An
-upload that was cut off is finished by the same command again. The access token is that of `hf auth login`, or HF_TOKEN;
-there is no option for it, since a command line is kept in histories and seen by others. A config file holds any of the
-options below; the command line wins over it.
+The dry run shows every file and the whole card and sends nothing. Repositories are private unless `--no_private`. The
+same command again finishes an upload that was cut off. The access token is HF_TOKEN, or that of `hf auth login`; there is
+no option for it, since a command line is kept in histories and seen by others. A config file holds any of the options
+below; the command line wins over it.
 """
 
 from __future__ import annotations
@@ -47,9 +47,13 @@ class PushArguments:
     )
     classifier: Optional[str] = field(
         default=None,
-        metadata={"help": "Folder of evaluate.py --export_classifier: published in the place of the headless student."},
+        metadata={
+            "help": "Folder of evaluate.py --export_classifier: published in the place of the headless student."
+        },
     )
-    onnx: bool = field(default=False, metadata={"help": "Export to ONNX too (extra `onnx`), checked for equal outputs."})
+    onnx: bool = field(
+        default=False, metadata={"help": "Export to ONNX too (extra `onnx`), checked for equal outputs."}
+    )
 
     # -- where --------------------------------------------------------------------------------------------------------
     private: bool = field(default=True, metadata={"help": "Only you and your organisation see it."})
@@ -64,7 +68,9 @@ class PushArguments:
     # -- what the card says -------------------------------------------------------------------------------------------
     results: Optional[list[str]] = field(
         default=None,
-        metadata={"help": "Result files of evaluate.py, or folders of them: the student's, its teacher's, baselines'."},
+        metadata={
+            "help": "Result files of evaluate.py, or folders of them: the student's, its teacher's, baselines'."
+        },
     )
     diagnosis: Optional[str] = field(
         default=None,
@@ -110,17 +116,7 @@ def license_of(args: PushArguments, run: Run) -> License:
     """The licence that was asked for, else the one of teacher and of the model that the student began as."""
     if args.license is not None:
         return License(args.license, "as its author states", args.license_name, args.license_link)
-    sources: dict[str, tuple[str, str | None]] = {}
-    recorded = run.content["teacher"]["name"]
-    if args.teacher_id is not None:
-        sources["teacher"] = (args.teacher_id, None)
-    elif run.hub_model("teacher"):
-        sources["teacher"] = run.hub_model("teacher")
-    elif recorded is not None and Path(recorded).is_dir():
-        sources["teacher"] = (recorded, None)
-    if run.hub_model("student"):
-        sources["student's beginning"] = run.hub_model("student")
-    return inherited_license(sources)
+    return inherited_license(run.sources(args.teacher_id))
 
 
 def captioned(values: list[str]) -> list[tuple[Path, str]]:
@@ -129,7 +125,9 @@ def captioned(values: list[str]) -> list[tuple[Path, str]]:
     for value in values:
         file, _, caption = value.partition("=")
         if not caption:
-            raise ValueError(f"--pictures {value}: expected FILE=CAPTION; the caption is for those who cannot see it too.")
+            raise ValueError(
+                f"--pictures {value}: expected FILE=CAPTION; the caption is for those who cannot see it too."
+            )
         pairs.append((Path(file), caption))
     return pairs
 
@@ -156,7 +154,9 @@ def diagnosis_of(args: PushArguments, run: Run):
     return card_diagnosis(args.diagnosis, args.run, run.content["teacher"]["name"])
 
 
-def student_release(args: PushArguments, run: Run, folder: Path, repo_id: str, card: ModelCard | None) -> ReleaseFolder:
+def student_release(
+    args: PushArguments, run: Run, folder: Path, repo_id: str, card: ModelCard | None
+) -> ReleaseFolder:
     pictures = captioned(args.pictures or [])
     if args.diagnosis is not None:
         caption = "Patch norms of every block of the teacher, and what outliers make up of a plain feature loss."
@@ -176,7 +176,9 @@ def student_release(args: PushArguments, run: Run, folder: Path, repo_id: str, c
     )
 
 
-def adapter_release(args: PushArguments, run: Run, folder: Path, repo_id: str, card: ModelCard | None) -> ReleaseFolder:
+def adapter_release(
+    args: PushArguments, run: Run, folder: Path, repo_id: str, card: ModelCard | None
+) -> ReleaseFolder:
     return adapter_folder(folder, args.run, existing=card, **facts_of(args, run, repo_id))
 
 

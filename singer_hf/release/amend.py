@@ -16,7 +16,8 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 _SECTION = re.compile(
-    r"<!-- singer_hf begin (?P<name>[\w-]+)(?: (?P<hash>[0-9a-f]{12}))? -->\n(?P<text>.*?)<!-- singer_hf end (?P=name) -->",
+    r"<!-- singer_hf begin (?P<name>[\w-]+)(?: (?P<hash>[0-9a-f]{12}))? -->\n(?P<text>.*?)"
+    r"<!-- singer_hf end (?P=name) -->",
     re.DOTALL,
 )
 _METADATA = re.compile(r"\n*<!-- singer_hf metadata (?P<json>.*?) -->\n?", re.DOTALL)
@@ -108,7 +109,9 @@ def _merged(
         else:
             result[key] = theirs[key]
             if key in ours and ours[key] != theirs[key] and (first or key in before):
-                kept.append(f"metadata {key!r} was set by hand to {theirs[key]!r} and is kept; generated: {ours[key]!r}")
+                kept.append(
+                    f"metadata {key!r} was set by hand to {theirs[key]!r} and is kept; generated: {ours[key]!r}"
+                )
     return {key: value for key, value in result.items() if value not in (None, [], {})}
 
 

@@ -1,4 +1,4 @@
-"""A released model's card, from what its run and its evaluations recorded: no number that none of their files holds."""
+"""A released model's card, from what its run and evaluations recorded: no number that none of their files holds."""
 
 from __future__ import annotations
 
@@ -200,7 +200,9 @@ def _model_code(model: ExportedModel) -> dict[str, Markdown]:
 def _counted(prefix: Sequence[str]) -> list[str]:
     names = {"cls": "CLS", "distillation": "distillation token", "register": "registers"}
     counts = {role: list(prefix).count(role) for role in dict.fromkeys(prefix)}
-    return [names.get(role, role) if count == 1 else f"{count} {names.get(role, role)}" for role, count in counts.items()]
+    return [
+        names.get(role, role) if count == 1 else f"{count} {names.get(role, role)}" for role, count in counts.items()
+    ]
 
 
 def _adapter_code(facts: CardFacts, teacher_id: str | None) -> dict[str, Markdown]:

@@ -1,7 +1,7 @@
 """From a run's folder, or a checkpoint's, to folders that hold what a stranger needs and nothing else.
 
-A student needs transformers alone: configuration, safetensors, image processor. Of the folder it comes from, optimizer,
-random states, projectors and arguments stay behind. An adapter is a PEFT repository of its own.
+A student needs transformers alone: configuration, safetensors, image processor. Optimizer, random states, projectors and
+arguments of the folder it comes from stay behind. An adapter is a PEFT repository of its own.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class ExportedModel:
         blocks, width, patch_size, input_size, prefix: of the ViT; patch and input in pixels (height, width), `prefix`
             the roles of its prefix tokens.
         load_options: keyword arguments with which `AutoModel` builds no part that nobody trained.
-        feature: where the distilled feature is, `hidden_states[-1]` or `None` where plain transformers does not give it.
+        feature: where the distilled feature is: `hidden_states[-1]`; `None` where plain transformers lacks it.
         feature_shape: of that tensor for one image.
         final_norm: "none" where `last_hidden_state` is that feature; "plain" where it is its LayerNorm of scale 1 and
             shift 0, as it was initialised; "own" where a norm with weights of its own lies between.
@@ -105,13 +105,17 @@ def export_classifier(classifier: str | Path, run: str | Path, folder: str | Pat
     student, _ = _load_student(run)
     model, info = AutoModelForImageClassification.from_pretrained(classifier, output_loading_info=True)
     if info["missing_keys"]:
-        raise ExportError(f"{classifier} has no trained classifier: {', '.join(sorted(info['missing_keys'])[:5])} missing.")
+        raise ExportError(
+            f"{classifier} has no trained classifier: {', '.join(sorted(info['missing_keys'])[:5])} missing."
+        )
     _check_same_backbone(student, model, run, classifier)
     processor = find_processor(str(classifier), model.config)
     if processor is None:
         raise ExportError(f"{classifier} holds no image processor.")
     described = _described(student, processor)
-    labels = getattr(model.config, "label_names", None) or [model.config.id2label[i] for i in range(model.config.num_labels)]
+    labels = getattr(model.config, "label_names", None) or [
+        model.config.id2label[i] for i in range(model.config.num_labels)
+    ]
     processor_to_save(processor, model.config).save_pretrained(folder)
     model.save_pretrained(folder)
     return ExportedModel(

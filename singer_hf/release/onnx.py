@@ -103,6 +103,6 @@ def export_onnx(
     if difference > TOLERANCE:
         path.unlink()
         raise OnnxError(
-            f"ONNX's outputs differ from torch's by {difference:.1e} of the largest; at most {TOLERANCE:g} is accepted."
+            f"ONNX's outputs differ from torch's by {difference:.1e} of the largest; at most {TOLERANCE:g} may be."
         )
     return OnnxExport(outputs, difference, f"onnxruntime {onnxruntime.__version__}")

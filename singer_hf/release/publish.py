@@ -1,7 +1,7 @@
 """Publishes a folder as a model repository of the Hub: everything is checked first, then comes one commit.
 
-Large files go up before the commit and are found again by their hash, so that after an upload that was cut off, a second
-one sends only what is missing (whole files; with `hf_xet`, chunks of files). Until the commit nothing is to be seen.
+Large files go up before the commit and are found again by their hash, so that after an upload that was cut off, another
+sends only what is missing (whole files; with `hf_xet`, chunks of files). Until the commit nothing is to be seen.
 """
 
 from __future__ import annotations
@@ -180,7 +180,9 @@ def check_free(repo_id: str, published: list[str] | None, files: dict[str, Path]
         )
 
 
-def publish(folder: str | Path, destination: Destination, *, message: str = "Upload model with singer_hf") -> CommitInfo:
+def publish(
+    folder: str | Path, destination: Destination, *, message: str = "Upload model with singer_hf"
+) -> CommitInfo:
     """Publishes every file of a folder in one commit.
 
     Weights of an earlier commit that this one does not replace are taken away by it; any other file stays.
@@ -217,13 +219,19 @@ def publish(folder: str | Path, destination: Destination, *, message: str = "Upl
             repo_id, [*additions, *deletions], commit_message=message, revision=destination.revision
         )
 
+    if published is None:
+        make_repository(destination, api)
     with errors_explained(destination, api):
-        if published is None:
-            private = destination.private is not False
-            _patiently(lambda: api.create_repo(repo_id, private=private, exist_ok=True))
         if destination.revision != constants.DEFAULT_REVISION:
             _patiently(lambda: api.create_branch(repo_id, branch=destination.revision, exist_ok=True))
         return _patiently(commit)
+
+
+def make_repository(destination: Destination, api: HfApi) -> None:
+    """Makes the repository where it is missing: private, unless it is to be public."""
+    repo_id, private = destination.owned(api), destination.private is not False
+    with errors_explained(destination, api):
+        _patiently(lambda: api.create_repo(repo_id, private=private, exist_ok=True))
 
 
 class _NotSent(Exception):
@@ -298,8 +306,8 @@ def _explain(error: Exception, destination: Destination, endpoint: str) -> str:
         return f"{repo_id} has no branch {destination.revision!r}."
     if status == 401:
         return (
-            f"The Hub does not accept this access token ({reason}): log in again with `hf auth login`, or set HF_TOKEN "
-            "to a valid one."
+            f"The Hub does not accept this access token ({reason}): log in again with `hf auth login`, or set "
+            "HF_TOKEN to a valid one."
         )
     if status == 403:
         return f"This access token may not write to {repo_id} ({reason}): it needs write access to its owner's models."

@@ -45,8 +45,8 @@ class Run:
         path = Path(folder, RUN_FILE)
         if not path.exists():
             raise RecordError(
-                f"{folder} holds no {RUN_FILE}: a card is written from the record of a run, which the trainer keeps in "
-                "its output folder and in every checkpoint."
+                f"{folder} holds no {RUN_FILE}: a card is written from the record of a run, which the trainer keeps "
+                "in its output folder and in every checkpoint."
             )
         try:
             return cls(read_record(path))
@@ -66,6 +66,20 @@ class Run:
         model = self.content.get(role) or {}
         name, revision = model.get("name"), model.get("revision")
         return (name, revision) if revision is not None and is_hub_id(name) else None
+
+    def sources(self, teacher_id: str | None = None) -> dict[str, tuple[str, str | None]]:
+        """The models that the student was made of, by role, as (Hub id or folder that is here, commit).
+
+        Args:
+            teacher_id: Hub id of a teacher that the run had from a folder.
+        """
+        found = {"teacher": self.hub_model("teacher"), "student's beginning": self.hub_model("student")}
+        recorded = self.content["teacher"]["name"]
+        if teacher_id is not None:
+            found["teacher"] = (teacher_id, None)
+        elif found["teacher"] is None and recorded and Path(recorded).is_dir():
+            found["teacher"] = (recorded, None)
+        return {role: model for role, model in found.items() if model is not None}
 
     @property
     def hub_dataset(self) -> str | None:

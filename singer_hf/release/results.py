@@ -1,4 +1,4 @@
-"""Results of `examples/evaluate.py` in a card: as metadata for the student, as a table beside teacher and baselines."""
+"""Results of `examples/evaluate.py` in a card: metadata of the student, and a table beside teacher and baselines."""
 
 from __future__ import annotations
 

@@ -9,7 +9,17 @@ import yaml
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 # https://huggingface.co/docs/hub/model-cards and repositories-licenses; the licences are those that tests use.
-LICENSES = {"mit", "apache-2.0", "cc-by-4.0", "cc-by-nc-4.0", "cc0-1.0", "bsd-3-clause", "openrail", "other", "unknown"}
+LICENSES = {
+    "mit",
+    "apache-2.0",
+    "cc-by-4.0",
+    "cc-by-nc-4.0",
+    "cc0-1.0",
+    "bsd-3-clause",
+    "openrail",
+    "other",
+    "unknown",
+}
 RELATIONS = {"finetune", "adapter", "quantized", "merge"}
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 TEXTS = ("library_name", "pipeline_tag", "license_name", "license_link", "base_model_relation", "license")

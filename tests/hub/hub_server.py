@@ -4,9 +4,9 @@
         hub.fail("PUT /lfs/", status=429, headers={"Retry-After": "1"})     # the next such request
         HfApi(endpoint=hub.url, token=hub.token).create_repo("user/student")
 
-Content is kept by its hash: LFS objects by SHA-256, which is checked at upload, other files as git blobs. A commit names
-every file of the repository, so a commit whose objects are not all there is refused. Unlike the Hub it serves LFS files
-itself, without the redirect to a content network, and knows no Xet (`HF_HUB_DISABLE_XET=1`).
+Content is kept by its hash: LFS objects by SHA-256, which is checked at upload, other files as git blobs. A commit of
+objects that are not all there is refused. Unlike the Hub it serves LFS files itself, without the redirect to a content
+network, and knows no Xet (`HF_HUB_DISABLE_XET=1`).
 """
 
 from __future__ import annotations
@@ -266,7 +266,13 @@ class _Handler(BaseHTTPRequestHandler):
         role = "write" if token == self.hub.token else "read"
         access = {"displayName": "test", "role": role}
         raise _Answer(
-            200, {"type": "user", "name": self.hub.user, "orgs": [], "auth": {"type": "access_token", "accessToken": access}}
+            200,
+            {
+                "type": "user",
+                "name": self.hub.user,
+                "orgs": [],
+                "auth": {"type": "access_token", "accessToken": access},
+            },
         )
 
     def validate_yaml(self, body):
@@ -405,7 +411,9 @@ class _Handler(BaseHTTPRequestHandler):
             raise _refused(400, f"invalid card: {errors}")
         oid = repo.commit(branch, files, header["summary"])
         url = f"{self.hub.url}/{name}/commit/{oid}"
-        raise _Answer(200, {"success": True, "commitOid": oid, "commitUrl": url, "hookOutput": "", "pullRequestUrl": None})
+        raise _Answer(
+            200, {"success": True, "commitOid": oid, "commitUrl": url, "hookOutput": "", "pullRequestUrl": None}
+        )
 
     def resolve(self, name, revision, path, *, body):
         repo = self._repo(name)
