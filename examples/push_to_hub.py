@@ -6,8 +6,8 @@
     python examples/push_to_hub.py --run runs/vit-l-to-t --repo_id me/pets --classifier runs/pets
 
 The dry run shows every file and the whole card and sends nothing. Repositories are private unless `--no_private`. The
-same command again finishes an upload that was cut off. The access token is HF_TOKEN, or that of `hf auth login`; there is
-no option for it, since a command line is kept in histories and seen by others. A config file holds any of the options
+same command again finishes an upload that was cut off. The access token is HF_TOKEN, or that of `hf auth login`; there
+is no option for it, since a command line is kept in histories and seen by others. A config file holds any of the options
 below; the command line wins over it.
 """
 

@@ -310,7 +310,7 @@ class DistillationTrainer(Trainer):
         private: bool | None = None,
         **facts: Any,
     ) -> Any:
-        """Publishes student, adapter and card in one commit; `facts` as of `create_model_card`, the rest as of `Trainer`.
+        """Publishes student, adapter and card in one commit; arguments as of `Trainer` and `create_model_card`.
 
         Returns:
             The commit, or without `blocking` its future.

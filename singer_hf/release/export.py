@@ -1,7 +1,7 @@
 """From a run's folder, or a checkpoint's, to folders that hold what a stranger needs and nothing else.
 
-A student needs transformers alone: configuration, safetensors, image processor. Optimizer, random states, projectors and
-arguments of the folder it comes from stay behind. An adapter is a PEFT repository of its own.
+A student needs transformers alone: configuration, safetensors, image processor. Optimizer, random states, projectors
+and arguments of the folder it comes from stay behind. An adapter is a PEFT repository of its own.
 """
 
 from __future__ import annotations

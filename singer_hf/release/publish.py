@@ -1,7 +1,7 @@
 """Publishes a folder as a model repository of the Hub: everything is checked first, then comes one commit.
 
-Large files go up before the commit and are found again by their hash, so that after an upload that was cut off, another
-sends only what is missing (whole files; with `hf_xet`, chunks of files). Until the commit nothing is to be seen.
+Large files go up before the commit and are found again by their hash: after an upload that was cut off, another sends
+only what is missing (whole files; with `hf_xet`, chunks of files). Until the commit nothing is to be seen.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from huggingface_hub import (
     get_token,
 )
 from huggingface_hub.errors import (
+    BadRequestError,
     HfHubHTTPError,
     HFValidationError,
     HTTPError,  # of httpx up to huggingface_hub 1.x, of httpx2 since: the root of its errors of connection
@@ -35,7 +36,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff, validate_repo_id
 
 from .secrets import SecretFound, check_no_tokens, redacted
 
@@ -219,12 +220,29 @@ def publish(
             repo_id, [*additions, *deletions], commit_message=message, revision=destination.revision
         )
 
+    check_card(files, destination, api)
     if published is None:
         make_repository(destination, api)
     with errors_explained(destination, api):
         if destination.revision != constants.DEFAULT_REVISION:
             _patiently(lambda: api.create_branch(repo_id, branch=destination.revision, exist_ok=True))
         return _patiently(commit)
+
+
+def check_card(files: dict[str, Path], destination: Destination, api: HfApi) -> None:
+    """Raises PublishError where the Hub finds the card's metadata invalid."""
+    if "README.md" not in files:
+        return
+    # create_commit asks the same, but only when the weights have been sent.
+    body = {"repoType": "model", "content": files["README.md"].read_text(encoding="utf-8")}
+    with errors_explained(destination, api):
+        response = http_backoff(
+            "POST", f"{api.endpoint}/api/validate-yaml", json=body, headers=build_hf_headers(token=api.token)
+        )
+        try:
+            hf_raise_for_status(response)
+        except BadRequestError as error:
+            raise PublishError(f"The Hub refuses the card's metadata: {_reason(error)}.") from error
 
 
 def make_repository(destination: Destination, api: HfApi) -> None:
