@@ -224,7 +224,8 @@ def _teacher_link(facts: CardFacts) -> Markdown:
     teacher_id = facts.teacher[0]
     if teacher_id is not None and is_hub_id(teacher_id):
         return Markdown(f"[{code(teacher_id)}](https://huggingface.co/{teacher_id})")
-    return Markdown(f"{code(shown_name(facts.run.content['teacher']['name']))} (a model that is not on the Hub)")
+    name = shown_name(facts.run.content["teacher"]["name"], from_hub=False)
+    return Markdown(f"{code(name)} (a model that is not on the Hub)")
 
 
 def _data_note(run: Run) -> str:

@@ -29,6 +29,6 @@ def escaped(value: Any) -> Markdown:
 def code(value: Any) -> Markdown:
     """One line in a code span, also within a table; what cannot stand in one is escaped as text."""
     line = _CONTROL.sub(" ", str(value)).strip()
-    if not line or "`" in line or "|" in line or "\\" in line:
+    if not line or any(character in line for character in "`|\\<"):
         return Markdown(f"<code>{escaped(line)}</code>")
     return Markdown(f"`{line}`")

@@ -344,4 +344,4 @@ def _explain(error: Exception, destination: Destination, endpoint: str) -> str:
 def _reason(error: Exception) -> str:
     """The server's own words, else the error's first line."""
     said = getattr(error, "server_message", None) or str(error)
-    return " ".join((said.strip() or type(error).__name__).splitlines()[0].split()).rstrip(".")
+    return redacted(" ".join((said.strip() or type(error).__name__).splitlines()[0].split()).rstrip("."))

@@ -141,11 +141,18 @@ def is_hub_id(name: Any) -> bool:
     return not Path(name).exists()
 
 
-def shown_name(name: Any) -> str:
-    """A model's or dataset's name for strangers: the Hub id, or of a local path its last part."""
+def shown_name(name: Any, from_hub: bool | None = None) -> str:
+    """A model's or dataset's name for strangers: the Hub id, or of a local path its last part.
+
+    Args:
+        name: as it was recorded.
+        from_hub: whether it is an id; where that is not known, it is one if it can be.
+    """
     if name is None:
         return "not named"
-    return str(name) if is_hub_id(name) else re.split(r"[/\\]", str(name).rstrip("/\\"))[-1] or str(name)
+    if from_hub or (from_hub is None and is_hub_id(name)):
+        return str(name)
+    return re.split(r"[/\\]", str(name).rstrip("/\\"))[-1] or "/"
 
 
 def _shown(options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -119,7 +119,8 @@ def results_table(
         is_own = result.model.get("fingerprint") == fingerprint
         name = result.model["name"]
         order = 0 if name == teacher else 1 if is_own else 2
-        label = own_name if is_own else (f"teacher: {shown_name(name)}" if order == 0 else shown_name(name))
+        shown_as = shown_name(name, from_hub=result.model.get("revision") is not None)
+        label = own_name if is_own else f"teacher: {shown_as}" if order == 0 else shown_as
         cell = table.setdefault((order, label), {})
         if column in cell and cell[column] != shown(result.main_score, result.value):
             raise ResultsError(
