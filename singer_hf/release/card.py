@@ -21,7 +21,7 @@ from .export import ExportedModel
 from .license import License
 from .onnx import OnnxExport
 from .record import Run, is_hub_id, shown_name
-from .results import eval_results, own_results, results_table
+from .results import eval_results, head_note, own_results, results_table
 
 _METHODS = {
     "singer": "[SiNGER](https://arxiv.org/abs/2509.20986)",
@@ -146,9 +146,10 @@ def _context(facts: CardFacts) -> dict[str, Any]:
     run, model = facts.run, facts.model
     teacher_id, teacher_revision = facts.teacher
     student = run.hub_model("student")
-    table = None
+    table = head = None
     if model is not None:
         name = facts.repo_id.split("/")[-1]
+        head = head_note(facts.results, model.fingerprint) if model.is_classifier else None
         table = results_table(facts.results, model.fingerprint, run.content["teacher"]["name"], name)
     return {
         "kind": "adapter" if model is None else "student",
@@ -172,6 +173,7 @@ def _context(facts: CardFacts) -> dict[str, Any]:
         "full_recipe": run.full_recipe(),
         "versions": run.versions,
         "table": table,
+        "head": head,
         "seeds": sorted({result.seed for result in facts.results}),
         "evaluation_note": facts.evaluation_note,
         "limits_note": facts.limits_note,
@@ -191,7 +193,7 @@ def _model_code(model: ExportedModel) -> dict[str, Markdown]:
         tokens = "(image, width, rows, columns) of patches"
     return {
         "load_options": Markdown(f", {options}" if options else ""),
-        "pipeline_options": Markdown(f", model_kwargs={model.load_options!r}" if options else ""),
+        "pipeline_options": Markdown(model.load_options),
         "feature_shape": Markdown(model.feature_shape),
         "tokens": Markdown(tokens),
     }

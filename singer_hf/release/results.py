@@ -98,6 +98,17 @@ def eval_results(results: Sequence[EvaluationResult], is_classifier: bool) -> li
     return entries
 
 
+def head_note(results: Sequence[EvaluationResult], fingerprint: str) -> str | None:
+    """How a released classifier's head was trained, `None` where no result says so."""
+    for result in own_results(results, fingerprint):
+        if _is_classifiers_own(result):
+            chosen = ", ".join(f"{name} {value:g}" for name, value in result.hyperparameters.items())
+            images = result.task["splits"].get("train", {}).get("images")
+            count = "" if images is None else f"{images:,} images of "
+            return f"one linear layer, trained on {count}{result.task['name']} with everything else frozen ({chosen})"
+    return None
+
+
 def results_table(
     results: Sequence[EvaluationResult], fingerprint: str, teacher: str | None, own_name: str
 ) -> ResultsTable | None:

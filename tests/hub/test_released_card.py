@@ -30,7 +30,9 @@ HOSTILE = [
 
 
 def facts(folder, exported, **changes):
-    return CardFacts(**({"repo_id": "user/student", "run": Run.load(folder), "license": MIT, "model": exported} | changes))
+    return CardFacts(
+        **({"repo_id": "user/student", "run": Run.load(folder), "license": MIT, "model": exported} | changes)
+    )
 
 
 def rendered(card):
@@ -73,7 +75,9 @@ def test_every_number_of_the_text_is_recorded(run, exported):
     record = Run.load(run)
     card = model_card(facts(run, exported, results=[result_of(exported.fingerprint)]))
     sections = card.text.split("<details>")[0], card.text.split("</details>")[1].split("```bibtex")[0]
-    text = re.sub(r"<!--.*?-->|```python.*?```|https?://\S+|add_pooling_layer|k-NN", "", " ".join(sections), flags=re.S)
+    text = re.sub(
+        r"<!--.*?-->|```python.*?```|https?://\S+|add_pooling_layer|k-NN", "", " ".join(sections), flags=re.S
+    )
     found = set(re.findall(r"(?<![\w.])\d[\d,.]*(?![\w])", text))
     known = {f"{exported.parameters:,}", str(exported.blocks), str(exported.width), "8", "32", "1", "0", "-1"}
     known |= {f"{record.content['teacher']['parameters']:,}", str(record.steps), str(record.images)}
@@ -219,7 +223,9 @@ def test_what_can_be_a_hub_id(tmp_path, monkeypatch):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "teacher").mkdir()
     assert is_hub_id("timm/vit_large_patch16_224.augreg_in21k_ft_in1k") and is_hub_id("gpt2")
-    assert not any(is_hub_id(name) for name in (None, "", "runs/teacher", "/a/b", "./a", "a/b/c", "a/b.parquet", "a|b"))
+    assert not any(
+        is_hub_id(name) for name in (None, "", "runs/teacher", "/a/b", "./a", "a/b/c", "a/b.parquet", "a|b")
+    )
     assert shown_name("/home/ann/teacher/") == "teacher" and shown_name("a/b") == "a/b"
 
 

@@ -158,4 +158,4 @@ def test_only_safetensors_and_no_code_are_published(world):
     hub, _ = world
     files = {name for repo in ("user/student", "user/classifier", "user/adapter") for name in hub.files(repo)}
     assert {re.sub(r".*\.", "", name) for name in files} == {"safetensors", "json", "md"}
-    assert not any("auto_map\"" in hub.files(repo).get("config.json", b"").decode() for repo in hub.repos)
+    assert not any('auto_map"' in hub.files(repo).get("config.json", b"").decode() for repo in hub.repos)
