@@ -2,6 +2,8 @@
 
 import json
 import re
+from importlib import resources
+from pathlib import Path
 
 import pytest
 from card_rules import metadata_errors
@@ -237,3 +239,19 @@ def test_the_record_in_the_card_is_the_runs(run, exported):
         hidden = re.match("output_dir|logging|save|report|disable|per_device_eval", name)
         assert hidden or shown in text
     assert content["sessions"][0]["versions"]["torch"] in text
+
+
+CARDS = sorted((Path(__file__).parents[2] / "model_cards").glob("*/README.md"))
+
+
+@pytest.mark.parametrize("path", CARDS, ids=lambda path: path.parent.name)
+def test_the_cards_of_this_project_are_valid(path):
+    card = ModelCard.load(path)
+    assert metadata_errors(card.content) == ([], []) and "/work" not in card.content
+    pictures = re.findall(r"!\[.*?\]\((.*?)\)", card.text)
+    assert all((path.parent / picture).exists() for picture in pictures)
+
+
+def test_the_template_in_model_cards_is_the_packages():
+    package, shown = resources.files("singer_hf.release") / "templates", CARDS[0].parents[1]
+    assert (shown / "model_card.md.jinja").read_text() == (package / "model_card.md.jinja").read_text()
