@@ -58,11 +58,9 @@ def test_a_checkpoint_to_resume_from_is_pushed_where_that_is_asked_for(online, t
 
 
 def test_tokens_are_in_no_file(online, trainer, tmp_path):
-    kwargs = {"min_lr_rate": 0.1, "api_token": "secret-of-mine"}
     trainer = trainer(push_to_hub=True, save_strategy="steps", save_steps=1)
-    trainer.args.lr_scheduler_kwargs = kwargs
-    trainer.save_model()
     trainer.train()
+    trainer.args.optim_args = {"deep": {"api_token": "secret-of-mine"}}
     trainer.push_to_hub()
     written = [path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()]
     published = list(online.files("user/student").values())
