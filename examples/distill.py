@@ -38,6 +38,7 @@ from singer_hf import (
 from singer_hf.command_line import errors_in_one_line, parse_options, setup
 from singer_hf.data import find_processor, load_images
 from singer_hf.objectives import objective_class
+from singer_hf.release import PublishError
 
 
 @dataclass
@@ -213,7 +214,7 @@ def run(argv: list[str]) -> None:
     if script.teacher is None or script.dataset is None:
         missing = "--teacher" if script.teacher is None else "--dataset"
         raise SystemExit(f"{missing} is missing. Without teacher and dataset, the demonstration runs.")
-    with setup():
+    with setup(PublishError):
         trainer = build_trainer(script, args)
     if script.dry_run:
         if trainer.is_world_process_zero():
@@ -223,8 +224,9 @@ def run(argv: list[str]) -> None:
     if resume is not None and resume.lower() in ("true", "false"):  # true: the newest checkpoint in output_dir
         resume = resume.lower() == "true"
     result = trainer.train(resume_from_checkpoint=resume)
-    trainer.save_model()
     trainer.save_state()
+    with setup(PublishError, only=True):
+        trainer.save_model()  # with push_to_hub it is published too
     metrics = result.metrics
     if trainer.eval_dataset is not None:
         metrics |= trainer.evaluate()
@@ -233,7 +235,8 @@ def run(argv: list[str]) -> None:
         Path(args.output_dir, "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
         print(f"Student, image processor and what was trained beside them: {args.output_dir}")
     if args.push_to_hub:
-        trainer.push_to_hub()
+        with setup(PublishError, only=True):
+            trainer.push_to_hub()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ The teacher's own weights are never written. Trainer adds optimizer, scheduler a
 from __future__ import annotations
 
 import logging
-import shutil
 from pathlib import Path
 
 from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
@@ -22,7 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .distiller import Distiller
-from .manifest import MANIFEST, CheckpointError, verify_if_listed, write_manifest
+from .manifest import CheckpointError, verify_if_listed, write_manifest
 
 logger = logging.getLogger(__name__)
 
@@ -76,15 +75,6 @@ def load_distillation(distiller: Distiller, folder: str | Path) -> None:
         raise CheckpointError(f"{path} does not fit objective {distiller.objective.name!r}: {error}") from error
     if distiller.objective.uses_adapter:
         _load_adapter(distiller.teacher, _existing(folder / ADAPTER_FOLDER))
-
-
-def copy_parts_beside_student(folder: str | Path, target: str | Path) -> None:
-    """Copies adapter and objective from a folder of [`save_distillation`] to another, which loses its manifest."""
-    folder, target = Path(folder), Path(target)
-    (target / MANIFEST).unlink(missing_ok=True)  # of an earlier run's files
-    shutil.copy(folder / OBJECTIVE_FILE, target / OBJECTIVE_FILE)
-    if (folder / ADAPTER_FOLDER).exists():
-        shutil.copytree(folder / ADAPTER_FOLDER, target / ADAPTER_FOLDER, dirs_exist_ok=True)
 
 
 def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

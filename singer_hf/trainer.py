@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -26,7 +27,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from .adapter import NullspaceLoraConfig
 from .arguments import DistillationArguments
 from .backbones import load_vision_model
-from .checkpoint import copy_parts_beside_student, load_distillation, save_distillation
+from .checkpoint import load_distillation, save_distillation
 from .data import DataPipeline, EpochSampler
 from .data.training_stream import StreamLoader
 from .data.workers import worker_advice
@@ -36,6 +37,8 @@ from .nonfinite import NonFiniteSteps, poisoned
 from .objectives.build import build_objective
 from .out_of_memory import memory_advice
 from .preflight import check_metric, check_processes
+from .release.pushes import ReleasePushes
+from .release.secrets import without_tokens
 from .run_record import RecordRun, RunRecord
 from .running_mean import RunningMean
 from .scores import knn_accuracy
@@ -46,7 +49,7 @@ from .stream_resume import StreamResume
 logger = logging.getLogger(__name__)
 
 
-class DistillationTrainer(DurableCheckpoints, StreamResume, Trainer):
+class DistillationTrainer(DurableCheckpoints, StreamResume, ReleasePushes, Trainer):
     """Distills a ViT teacher into a ViT student.
 
     Paper: SiNGER (ICLR 2026, arXiv 2509.20986). `trainer.model` is a [`Distiller`]; `trainer.student` is the plain
@@ -321,14 +324,8 @@ class DistillationTrainer(DurableCheckpoints, StreamResume, Trainer):
         self.processing_class.save_pretrained(output_dir)
         # In place of Trainer's pickled training_args.bin: readable, and nothing to unpickle. Tokens are left out.
         with open(os.path.join(output_dir, "training_args.json"), "w", encoding="utf-8") as file:
-            file.write(self.args.to_json_string())
+            file.write(json.dumps(without_tokens(self.args.to_dict()), indent=2))
         self.record.save(output_dir)
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        # Trainer copies the files it knows from the checkpoint to the folder that it pushes; the rest is ours.
-        if self.is_world_process_zero():
-            copy_parts_beside_student(checkpoint_folder, self.args.output_dir)
-        super()._push_from_checkpoint(checkpoint_folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         load_distillation(self.model, resume_from_checkpoint)

@@ -1,11 +1,7 @@
 """What a run writes, and what goes on from it."""
 
 import json
-from concurrent.futures import Future
-from pathlib import Path
-from types import SimpleNamespace
 
-import huggingface_hub
 import pytest
 import torch
 from families import tiny_vit, vit_processor
@@ -115,33 +111,6 @@ def test_a_checkpoints_adapter_refines_the_teacher(tmp_path):
     refined = PeftModel.from_pretrained(base, tmp_path / "run" / "checkpoint-2" / "adapter")
     pixels = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(refined(pixels).last_hidden_state, trainer.teacher(pixels).last_hidden_state)
-
-
-def test_a_push_holds_student_processor_adapter_and_card(tmp_path, monkeypatch):
-    pushed = []
-
-    def upload_folder(self, *, folder_path, **options):
-        files = {str(path.relative_to(folder_path)) for path in Path(folder_path).rglob("*") if path.is_file()}
-        pushed.append({file for file in files if not file.startswith("checkpoint-")})
-        done = Future()
-        done.set_result(None)
-        return done
-
-    def create_repo(self, repo_id, **options):
-        return SimpleNamespace(repo_id=f"user/{repo_id}")
-
-    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload_folder)
-    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", create_repo)
-    trainer = trainer_of(
-        tmp_path, push_to_hub=True, hub_strategy="every_save", save_strategy="steps", save_steps=1, max_steps=2
-    )
-    trainer.train()
-    trainer.push_to_hub()
-    wanted = {"config.json", "model.safetensors", "preprocessor_config.json", "distillation.safetensors"}
-    wanted |= {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"}
-    assert len(pushed) == 3
-    assert all(wanted <= files for files in pushed)
-    assert "README.md" in pushed[-1]
 
 
 def test_tokens_are_not_written(tmp_path):

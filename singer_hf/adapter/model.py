@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.lora import LoraModel
 from peft.utils import register_peft_method
 from torch import nn
@@ -14,7 +14,7 @@ from ..layers import default_teacher_layers
 from ..nullspace import initial_basis
 from .config import NullspaceLoraConfig
 from .layer import _NO_MERGE, NullspaceLoraLayer
-from .peft_type import NULLSPACE_LORA
+from .peft_type import NULLSPACE_LORA, RELEASED_NAME
 
 
 class NullspaceLoraModel(LoraModel):
@@ -122,3 +122,4 @@ if NULLSPACE_LORA not in PEFT_TYPE_TO_TUNER_MAPPING:
     register_peft_method(
         name="nullspace_lora", config_cls=NullspaceLoraConfig, model_cls=NullspaceLoraModel, prefix="lora_"
     )
+    PEFT_TYPE_TO_CONFIG_MAPPING[RELEASED_NAME] = NullspaceLoraConfig

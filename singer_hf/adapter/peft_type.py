@@ -6,6 +6,13 @@ from peft import PeftType
 
 _NAME = "NULLSPACE_LORA"
 
+RELEASED_NAME = (
+    f"{_NAME}, a method of singer_hf: install singer_hf and `import singer_hf` before PEFT loads this adapter"
+)
+"""The type's name in a released adapter's configuration. PEFT stops at a type that it does not know with a KeyError
+of the name and nothing else, so the name says what to do; a message in PEFT for unknown types would remove this. With
+this package imported it means the same as the plain name."""
+
 
 def _peft_type(name: str) -> PeftType:
     """The member of PEFT's enumeration with this name, added where it is missing.

@@ -69,7 +69,7 @@ def load_vision_model(name_or_path: str, *, image_size: int | None = None, **kwa
     if config.model_type == "timm_wrapper" and image_size is not None:
         config.model_args = {**(config.model_args or {}), "dynamic_img_size": True}
         kwargs["config"] = config
-    return AutoModel.from_pretrained(name_or_path, **_without_pooler(config), **kwargs)
+    return AutoModel.from_pretrained(name_or_path, **without_pooler(config), **kwargs)
 
 
 def build_student(
@@ -115,10 +115,11 @@ def build_student(
             # a run depend on the number of processes.
             config.pos_embed_shift = config.pos_embed_jitter = config.pos_embed_rescale = None
     config.name_or_path = ""
-    return AutoModel.from_config(config, **_without_pooler(config))
+    return AutoModel.from_config(config, **without_pooler(config))
 
 
-def _without_pooler(config: PretrainedConfig) -> dict[str, bool]:
+def without_pooler(config: PretrainedConfig) -> dict[str, bool]:
+    """Keyword arguments with which `AutoModel` builds no pooler, where it would build one that no one trained."""
     model_class = AutoModel._model_mapping.get(type(config), None)
     if model_class is None or "add_pooling_layer" not in inspect.signature(model_class.__init__).parameters:
         return {}

@@ -1,0 +1,42 @@
+"""Release of a student on the Hub: a finished run becomes a public model that transformers alone opens.
+
+`export.py` (what strangers get) → `record.py`, `results.py`, `diagnosis.py`, `emissions.py`, `license.py` (what was
+recorded of it) → `card.py` and its template → `amend.py` (a card that exists) → `folder.py` (all of it together) →
+`publish.py` (one commit). `examples/push_to_hub.py` and the trainer's pushes are made of these.
+"""
+
+from .amend import amend
+from .card import CardFacts, Picture, model_card
+from .export import ExportedModel, ExportError, export_adapter, export_classifier, export_student
+from .folder import ReleaseFolder, adapter_folder, student_folder
+from .license import License, inherited_license
+from .onnx import OnnxError, OnnxExport, export_onnx
+from .publish import Destination, PublishError, publish
+from .record import RecordError, Run
+from .results import ResultsError
+
+__all__ = [
+    "CardFacts",
+    "Destination",
+    "ExportError",
+    "ExportedModel",
+    "License",
+    "OnnxError",
+    "OnnxExport",
+    "Picture",
+    "PublishError",
+    "RecordError",
+    "ReleaseFolder",
+    "ResultsError",
+    "Run",
+    "adapter_folder",
+    "amend",
+    "export_adapter",
+    "export_classifier",
+    "export_onnx",
+    "export_student",
+    "inherited_license",
+    "model_card",
+    "publish",
+    "student_folder",
+]

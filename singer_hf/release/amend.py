@@ -1,0 +1,151 @@
+"""A card that exists is amended: what was written or changed by hand stays.
+
+Generated sections lie between markers, and a marker holds the hash of its section as it was generated; a section whose
+text has another hash was edited by hand, and is kept. A section whose markers were taken out was removed by hand, and
+stays away. Metadata is merged three ways: against what was generated last time, which a comment keeps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+_SECTION = re.compile(
+    r"<!-- singer_hf begin (?P<name>[\w-]+)(?: (?P<hash>[0-9a-f]{12}))? -->\n(?P<text>.*?)"
+    r"<!-- singer_hf end (?P=name) -->",
+    re.DOTALL,
+)
+_METADATA = re.compile(r"\n*<!-- singer_hf metadata (?P<json>.*?) -->\n?", re.DOTALL)
+
+
+def sealed(card: ModelCard) -> ModelCard:
+    """A generated card with the hashes and the metadata by which the next amendment tells what is generated."""
+    text = _SECTION.sub(lambda found: _section(found["name"], found["text"]), card.text)
+    return _with_body(card.data.to_dict(), text.rstrip() + "\n\n" + _comment(card.data.to_dict()))
+
+
+def amend(existing: ModelCard, generated: ModelCard) -> tuple[ModelCard, list[str]]:
+    """The existing card with the generated one's sections and metadata.
+
+    Args:
+        existing: as it was found; it may have been written by hand from beginning to end.
+        generated: a [`sealed`] card.
+
+    Returns:
+        The new card, and a sentence for each thing of it that was kept although another was generated.
+    """
+    kept: list[str] = []
+    new = {found["name"]: found["text"] for found in _SECTION.finditer(generated.text)}
+    before = _last_generated(existing.text)
+    data = _merged(before, existing.data.to_dict(), generated.data.to_dict(), kept)
+    text = _METADATA.sub("\n", existing.text)
+    if before is None and not _SECTION.search(text):
+        # Nothing here is generated: everything generated goes behind it.
+        text = text.rstrip() + "\n\n" + _METADATA.sub("\n", generated.text).strip()
+
+    def replaced(found: re.Match) -> str:
+        name, old = found["name"], found["text"]
+        if name not in new:
+            return found[0]
+        if found["hash"] is not None and found["hash"] != _hash(old):
+            kept.append(f"section {name!r} was edited by hand and is kept; without its markers' hash it is replaced")
+            return found[0]
+        return _section(name, new[name])
+
+    text = _SECTION.sub(replaced, text)
+    comment = _METADATA.search(generated.text)
+    return _with_body(data, text.rstrip() + "\n\n" + comment[0].strip()), kept
+
+
+def _section(name: str, text: str) -> str:
+    return f"<!-- singer_hf begin {name} {_hash(text)} -->\n{text}<!-- singer_hf end {name} -->"
+
+
+def _hash(text: str) -> str:
+    # Of the words: an editor that changes line ends or blank space at their end has edited nothing.
+    lines = "\n".join(line.rstrip() for line in text.strip().splitlines())
+    return hashlib.sha256(lines.encode()).hexdigest()[:12]
+
+
+def _comment(data: Mapping[str, Any]) -> str:
+    # A comment of HTML may hold neither "--" nor ">", as the text of a name could.
+    text = json.dumps(data, ensure_ascii=True).replace("-", "\\u002d").replace(">", "\\u003e").replace("<", "\\u003c")
+    return f"<!-- singer_hf metadata {text} -->\n"
+
+
+def _last_generated(text: str) -> dict[str, Any] | None:
+    found = _METADATA.search(text)
+    if found is None:
+        return None
+    try:
+        data = json.loads(found["json"])
+    except json.JSONDecodeError:
+        return None
+    return data if isinstance(data, dict) else None
+
+
+def _merged(
+    before: Mapping[str, Any] | None, theirs: Mapping[str, Any], ours: Mapping[str, Any], kept: list[str]
+) -> dict[str, Any]:
+    """Metadata: what a person set or removed wins, everything else follows what is generated."""
+    first, before = before is None, before or {}
+    result = {}
+    for key in dict.fromkeys((*theirs, *ours)):
+        if key not in theirs:
+            if key not in before:  # else it was removed by hand
+                result[key] = ours[key]
+        elif key == "model-index":
+            result[key] = _merged_index(before.get(key), theirs[key], ours.get(key))
+        elif theirs[key] == before.get(key):
+            if key in ours:
+                result[key] = ours[key]
+        elif _texts(theirs[key]) is not None and _texts(ours.get(key)) is not None and key not in _SCALARS:
+            result[key] = _merged_texts(_texts(before.get(key)) or [], _texts(theirs[key]), _texts(ours[key]))
+        else:
+            result[key] = theirs[key]
+            if key in ours and ours[key] != theirs[key] and (first or key in before):
+                kept.append(
+                    f"metadata {key!r} was set by hand to {theirs[key]!r} and is kept; generated: {ours[key]!r}"
+                )
+    return {key: value for key, value in result.items() if value not in (None, [], {})}
+
+
+_SCALARS = ("license", "license_name", "license_link", "library_name", "pipeline_tag", "base_model_relation")
+
+
+def _texts(value: Any) -> list[str] | None:
+    values = [value] if isinstance(value, str) else value
+    return list(values) if isinstance(values, list) and all(isinstance(v, str) for v in values) else None
+
+
+def _merged_texts(before: list[str], theirs: list[str], ours: list[str]) -> list[str]:
+    kept = [text for text in theirs if text in ours or text not in before]
+    return kept + [text for text in ours if text not in theirs and text not in before]
+
+
+def _merged_index(before: Any, theirs: Any, ours: Any) -> Any:
+    """Results of a person stay; those that were generated last time give way to those that are now."""
+    generated = {_identity(result) for model in before or [] for result in model.get("results", [])}
+    new = [result for model in ours or [] for result in model.get("results", [])]
+    names = {_identity(result) for result in new}
+    models = [model for model in theirs if isinstance(model, dict)] or list(ours or [])
+    results = [
+        result
+        for result in models[0].get("results", [])
+        if _identity(result) not in names and _identity(result) not in generated
+    ]
+    return [{**models[0], "results": results + new}, *models[1:]] if results or new else models[1:]
+
+
+def _identity(result: Mapping[str, Any]) -> str:
+    return json.dumps([result.get("task"), result.get("dataset")], sort_keys=True, default=str)
+
+
+def _with_body(data: dict[str, Any], text: str) -> ModelCard:
+    metadata = ModelCardData(**data).to_yaml(original_order=list(data))
+    return ModelCard(f"---\n{metadata}\n---\n{text.strip()}\n")

@@ -1,0 +1,113 @@
+"""A Trainer whose pushes are releases."""
+
+from __future__ import annotations
+
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer
+from transformers.trainer_utils import HubStrategy
+from transformers.utils import PushInProgress
+
+from .folder import CARD_FILE
+from .publish import Destination, make_repository
+from .training import publish_and_remove, publish_checkpoint, told, training_release
+
+
+class ReleasePushes(Trainer):
+    """Pushes what `singer_hf.release` exports, with its card, in one commit.
+
+    Trainer's own pushes upload whatever lies in `output_dir`, with a pickle of its arguments, `hub_token` included.
+    """
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Makes the repository where it is missing, private unless `private` or `hub_private_repo` is False."""
+        if not self.is_world_process_zero():
+            return
+        self.hub_model_id = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
+        destination = self._destination(token, private=private)
+        api = destination.api()
+        self.hub_model_id = destination.owned(api)
+        make_repository(destination, api)
+        self.push_in_progress = None
+
+    def create_model_card(self, model_name: str | None = None, **facts: Any) -> None:
+        """Writes or amends the card in `output_dir`, of the model that is saved there.
+
+        Args:
+            model_name: owner/name; default: `hub_model_id`, else the folder's name.
+            facts: fields of [`singer_hf.release.CardFacts`], such as `license`, `tags`, `datasets`, `results`.
+        """
+        if self.is_world_process_zero():
+            name = model_name or self.hub_model_id or Path(self.args.output_dir).absolute().name
+            shutil.rmtree(self._release(self.args.output_dir, name, **facts))
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **facts: Any,
+    ) -> Any:
+        """Publishes student, adapter and card in one commit; arguments as of `Trainer` and `create_model_card`.
+
+        Returns:
+            The commit, or without `blocking` its future.
+
+        Raises:
+            PublishError: nothing was published.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self._finish_current_push()
+        destination = self._destination(token, revision, private)
+        released = self._release(self.args.output_dir, self.hub_model_id, **facts)
+        push = partial(publish_and_remove, released, destination, commit_message)
+        return push() if blocking else destination.api().run_as_future(push)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        if busy and not self.args.hub_always_push:
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        destination, message = self._destination(), f"Training in progress, step {self.state.global_step}"
+        released = self._release(checkpoint_folder, self.hub_model_id)
+        pushes = [partial(publish_and_remove, released, destination, message)]
+        if self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            is_last = self.args.hub_strategy == HubStrategy.CHECKPOINT
+            name = "last-checkpoint" if is_last else Path(checkpoint_folder).name
+            pushes.append(partial(publish_checkpoint, checkpoint_folder, destination, name, f"{message}, checkpoint"))
+        api = destination.api()
+        jobs = [api.run_as_future(told, push) for push in pushes]  # in one thread, one after the other
+        if busy:
+            self.push_in_progress.jobs.extend(jobs)
+        else:
+            self.push_in_progress = PushInProgress(jobs)
+
+    def _destination(
+        self, token: str | None = None, revision: str | None = None, private: bool | None = None
+    ) -> Destination:
+        return Destination(
+            self.hub_model_id,
+            revision=revision or self.args.hub_revision or "main",
+            private=self.args.hub_private_repo if private is None else private,
+            exist_ok=True,
+            token=token or self.args.hub_token,
+        )
+
+    def _release(self, folder: str, name: str, **facts: Any) -> Path:
+        """What is pushed of a folder, in a temporary one; its card is the one in `output_dir` from then on."""
+        card = Path(self.args.output_dir, CARD_FILE)
+        released = training_release(folder, name, existing=card, **facts)
+        shutil.copyfile(released / CARD_FILE, card)
+        return released
