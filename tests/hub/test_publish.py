@@ -11,7 +11,7 @@ import pytest
 from huggingface_hub import HfApi
 
 from singer_hf.release import Destination, PublishError, publish
-from singer_hf.release.publish import retry_after
+from singer_hf.release.patience import retry_after
 
 REPO = "user/student"
 
