@@ -26,8 +26,7 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT / "tests" / "hub"))
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "hub"))
 
 import datasets
 import torch
@@ -39,6 +38,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassif
 
 from singer_hf.provenance import versions
 
+ROOT = Path(__file__).resolve().parents[1]
 STUDENT, CLASSIFIER, ADAPTER = "user/student", "user/classifier", "user/adapter"
 
 STRANGER = """

@@ -7,8 +7,8 @@
 
 The dry run shows every file and the whole card and sends nothing. Repositories are private unless `--no_private`. The
 same command again finishes an upload that was cut off. The access token is HF_TOKEN, or that of `hf auth login`; there
-is no option for it, since a command line is kept in histories and seen by others. A config file holds any of the options
-below; the command line wins over it.
+is no option for it, since a command line is kept in histories and seen by others. A config file holds any of these
+options; the command line wins over it.
 """
 
 from __future__ import annotations

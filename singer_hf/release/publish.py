@@ -6,17 +6,13 @@ only what is missing (whole files; with `hf_xet`, chunks of files). Until the co
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timezone
-from email.utils import parsedate_to_datetime
 from fnmatch import fnmatch
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import Any
 
 from huggingface_hub import (
     CommitInfo,
@@ -38,21 +34,13 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff, validate_repo_id
 
+from .patience import patiently, reason, retry_after
 from .secrets import SecretFound, check_no_tokens, redacted
-
-logger = logging.getLogger(__name__)
-Result = TypeVar("Result")
-
-WAITS = (1.0, 2.0, 4.0, 8.0)
-"""Seconds between attempts, where the Hub does not say how long to wait."""
-LONGEST_WAIT = 300.0
-"""Seconds; who is told to wait longer is told so instead."""
 
 # What unpickles, or runs, on a stranger's machine.
 _REFUSED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.joblib", "*.npy", "*.npz", "*.py", "*.h5")
 # Weights of an earlier commit that loaders would find beside, or in place of, those of a new one.
 _STALE = ("model*.safetensors", "model.safetensors.index.json", "pytorch_model*", "training_args.bin")
-_RETRIED = (408, 429, 500, 502, 503, 504)
 
 
 class PublishError(Exception):
@@ -100,7 +88,7 @@ class Destination:
         if "/" in self.repo_id:
             return self.repo_id
         with errors_explained(self, api):
-            return f"{_patiently(api.whoami)['name']}/{self.repo_id}"
+            return f"{patiently(api.whoami)['name']}/{self.repo_id}"
 
 
 def files_to_publish(folder: str | Path, tokens: tuple[str | None, ...] = ()) -> dict[str, Path]:
@@ -134,9 +122,9 @@ def existing_files(destination: Destination, api: HfApi) -> list[str] | None:
     repo_id = destination.owned(api)
     with errors_explained(destination, api):
         try:
-            info = _patiently(lambda: api.model_info(repo_id, revision=destination.revision))
+            info = patiently(lambda: api.model_info(repo_id, revision=destination.revision))
         except RevisionNotFoundError:
-            info = _patiently(lambda: api.model_info(repo_id))
+            info = patiently(lambda: api.model_info(repo_id))
         except RepositoryNotFoundError:
             return None
     if destination.private is not None and info.private is not destination.private:
@@ -225,8 +213,8 @@ def publish(
         make_repository(destination, api)
     with errors_explained(destination, api):
         if destination.revision != constants.DEFAULT_REVISION:
-            _patiently(lambda: api.create_branch(repo_id, branch=destination.revision, exist_ok=True))
-        return _patiently(commit)
+            patiently(lambda: api.create_branch(repo_id, branch=destination.revision, exist_ok=True))
+        return patiently(commit)
 
 
 def check_card(files: dict[str, Path], destination: Destination, api: HfApi) -> None:
@@ -242,60 +230,18 @@ def check_card(files: dict[str, Path], destination: Destination, api: HfApi) -> 
         try:
             hf_raise_for_status(response)
         except BadRequestError as error:
-            raise PublishError(f"The Hub refuses the card's metadata: {_reason(error)}.") from error
+            raise PublishError(f"The Hub refuses the card's metadata: {reason(error)}.") from error
 
 
 def make_repository(destination: Destination, api: HfApi) -> None:
     """Makes the repository where it is missing: private, unless it is to be public."""
     repo_id, private = destination.owned(api), destination.private is not False
     with errors_explained(destination, api):
-        _patiently(lambda: api.create_repo(repo_id, private=private, exist_ok=True))
+        patiently(lambda: api.create_repo(repo_id, private=private, exist_ok=True))
 
 
 class _NotSent(Exception):
     """An upload that huggingface_hub has given up; its cause says why."""
-
-
-def _patiently(call: Callable[[], Result]) -> Result:
-    """The result of a call, tried again where the Hub is busy or the connection breaks."""
-    for wait in (*WAITS, None):
-        try:
-            return call()
-        except (HTTPError, OSError) as error:
-            delay = _delay(error, wait)
-            if delay is None:
-                raise
-            logger.warning("%s: trying again in %g s.", _reason(error), delay)
-            time.sleep(delay)
-    raise AssertionError("unreachable: the last attempt returns or raises")
-
-
-def _delay(error: Exception, wait: float | None) -> float | None:
-    """Seconds until the next attempt, `None` for no other."""
-    response = getattr(error, "response", None)
-    if wait is None or (response is None and not isinstance(error, HTTPError)):
-        return None
-    if response is None:
-        return wait
-    if response.status_code not in _RETRIED:
-        return None
-    asked = retry_after(response.headers.get("Retry-After"))
-    if asked is not None and asked > LONGEST_WAIT:
-        return None
-    return wait if asked is None else max(asked, 0.0)
-
-
-def retry_after(value: str | None) -> float | None:
-    """Seconds that a Retry-After header asks for, which it gives as such or as a date."""
-    if value is None:
-        return None
-    if value.strip().isdigit():
-        return float(value)
-    try:
-        date = parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    return (date - datetime.now(timezone.utc)).total_seconds()
 
 
 @contextmanager
@@ -311,37 +257,31 @@ def _explain(error: Exception, destination: Destination, endpoint: str) -> str:
     cause: Any = error
     while cause.__cause__ is not None and not isinstance(cause, HTTPError):
         cause = cause.__cause__
-    repo_id, reason = destination.repo_id, _reason(cause)
+    repo_id, said = destination.repo_id, reason(cause)
     again = " Run the same command again: what is already there is not sent twice."
     if isinstance(cause, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set, so that the Hub cannot be reached: unset it."
     if not isinstance(cause, HfHubHTTPError):
         if isinstance(cause, (HTTPError, ConnectionError)):  # the latter of hf_xet
-            return f"The connection to {endpoint} failed ({reason}): is there a network?{again}"
-        return reason
+            return f"The connection to {endpoint} failed ({said}): is there a network?{again}"
+        return said
     status = cause.response.status_code
     if isinstance(cause, RevisionNotFoundError):
         return f"{repo_id} has no branch {destination.revision!r}."
     if status == 401:
         return (
-            f"The Hub does not accept this access token ({reason}): log in again with `hf auth login`, or set "
+            f"The Hub does not accept this access token ({said}): log in again with `hf auth login`, or set "
             "HF_TOKEN to a valid one."
         )
     if status == 403:
-        return f"This access token may not write to {repo_id} ({reason}): it needs write access to its owner's models."
+        return f"This access token may not write to {repo_id} ({said}): it needs write access to its owner's models."
     if status == 409:
-        return f"{repo_id} is being changed by someone else, or exists already ({reason}).{again}"
+        return f"{repo_id} is being changed by someone else, or exists already ({said}).{again}"
     if status == 412:
-        return f"{repo_id} has changed meanwhile ({reason}).{again}"
+        return f"{repo_id} has changed meanwhile ({said}).{again}"
     if status == 429:
         asked = retry_after(cause.response.headers.get("Retry-After"))
-        return f"The Hub asks for patience ({reason})" + (f": wait {asked:.0f} s." if asked else ".") + again
+        return f"The Hub asks for patience ({said})" + (f": wait {asked:.0f} s." if asked else ".") + again
     if status >= 500:
-        return f"The Hub has trouble ({status}, {reason}).{again}"
-    return f"The Hub refuses ({status}, {reason})."
-
-
-def _reason(error: Exception) -> str:
-    """The server's own words, else the error's first line."""
-    said = getattr(error, "server_message", None) or str(error)
-    return redacted(" ".join((said.strip() or type(error).__name__).splitlines()[0].split()).rstrip("."))
+        return f"The Hub has trouble ({status}, {said}).{again}"
+    return f"The Hub refuses ({status}, {said})."

@@ -53,7 +53,8 @@ def test_a_section_removed_by_hand_stays_away(card):
 def test_a_card_written_by_hand_keeps_every_word_and_key(card, exported):
     mine = ModelCard(
         "---\nlicense: cc-by-4.0\nlanguage: en\ntags:\n- mine\n- vit\nmodel-index:\n- name: mine\n  results:\n"
-        "  - task:\n      type: image-classification\n    dataset:\n      name: Beans\n      type: beans\n    metrics:\n"
+        "  - task:\n      type: image-classification\n    dataset:\n      name: Beans\n      type: beans\n"
+        "    metrics:\n"
         "    - type: accuracy\n      value: 0.9\n---\n# My student\n\nWritten by me.\n"
     )
     amended, kept = amend(mine, card(results=[result_of(exported.fingerprint)]))
