@@ -81,7 +81,6 @@ def nullspace(repetitions: int) -> list[dict]:
                 seconds = Seconds.of(interleave({method: run}, repetitions, CPU, warm_up=1)[method])
                 row = {"width": width, "surrogate": name, "method": method, "seconds": asdict(seconds)}
                 rows.append(row | {"above_floor": ((found - floor) / floor).item()})
-                print(rows[-1], flush=True)
     return rows
 
 
@@ -101,21 +100,25 @@ def adapter(repetitions: int) -> dict[str, dict[str, float]]:
     return {name: asdict(Seconds.of(values)) for name, values in times.items()}
 
 
+PARTS = {"imports": imports, "adapter": adapter, "nullspace": nullspace}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=5, help="timed rounds (default: 5)")
-    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure (default: all)"
+    )
+    parser.add_argument("--output", type=Path, help="JSON file to write; parts that it has are kept or replaced")
     args = parser.parse_args()
-    result = {
-        "imports": imports(args.repetitions),
-        "adapter": adapter(args.repetitions),
-        "nullspace": nullspace(args.repetitions),
-        "threads": torch.get_num_threads(),
-        "versions": versions(),
-    }
-    print(json.dumps(result["imports"], indent=1), json.dumps(result["adapter"], indent=1))
-    if args.output is not None:
-        args.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    exists = args.output is not None and args.output.exists()
+    result = json.loads(args.output.read_text(encoding="utf-8")) if exists else {}
+    for part in args.parts:
+        measured = PARTS[part](args.repetitions)
+        result[part] = {"result": measured, "threads": torch.get_num_threads(), "versions": versions()}
+        print(part, json.dumps(measured, indent=1), flush=True)
+        if args.output is not None:
+            args.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
