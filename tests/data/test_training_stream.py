@@ -27,6 +27,12 @@ from singer_hf.data.training_stream import Dealing, StreamLoader, StreamPosition
 COUNT, BATCH = 24, 2
 
 
+@pytest.fixture(autouse=True)
+def no_sleep(monkeypatch):
+    """datasets 5 sleeps 5 s behind each pass over several files, for threads of a program that is about to end."""
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
+
+
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     """The same images as two parquet files and as two tar files."""
@@ -82,7 +88,6 @@ def check_each_image_once(path, workers, processes):
     return sum(whole, [])
 
 
-# Those with workers come first: a process whose threads read parquet is not one to fork.
 @pytest.mark.parametrize("kind", ["parquet", "tar"])
 def test_each_image_once_an_epoch_also_when_resumed_by_workers(source, kind):
     # Neither workers nor processes change the order.
