@@ -122,6 +122,7 @@ def soak(steps: int, folder: Path) -> dict[str, Any]:
         "map_style": {"stream": False, "dataloader_num_workers": 1, "dataloader_persistent_workers": True},
         "stream": {"stream": True, "dataloader_num_workers": 1},
     }.items():
+        print(name, flush=True)
         rows = json.loads(run_forked(lambda pipe, o=options, n=name: _soak(steps, folder / n, pipe, o)))
         warm = steps // 5
         step, memory, files, members = np.array([row for row in rows if row[0] >= warm]).T
