@@ -12,7 +12,6 @@ from runs import trainer_of
 from transformers import AutoModel, ResNetConfig
 
 pytest.importorskip("matplotlib")
-pytest.importorskip("jinja2")
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
 sys.path.append(str(Path(__file__).parent / "diagnosis"))
 import diagnose  # noqa: E402

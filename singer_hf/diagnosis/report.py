@@ -9,6 +9,8 @@ from functools import cached_property
 from io import BytesIO
 from typing import TYPE_CHECKING
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
 from .table import Table
 
 if TYPE_CHECKING:
@@ -58,14 +60,7 @@ def render_report(
         sections: in order.
         facts: what it was made with: images, versions, command.
         verdict: "artifacts" or "none", for the colour of the first box.
-
-    Raises:
-        ImportError: jinja2 is not installed.
     """
-    try:
-        from jinja2 import Environment, PackageLoader, StrictUndefined
-    except ImportError as error:
-        raise ImportError("The report needs jinja2, which is not installed: pip install singer_hf[demo]") from error
     environment = Environment(
         loader=PackageLoader("singer_hf.diagnosis", "templates"),
         autoescape=True,

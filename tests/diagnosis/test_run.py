@@ -7,7 +7,6 @@ from artifact_models import noise_dataset, with_artifacts
 from families import FAMILIES, tiny_model, tiny_vit, vit_processor
 
 pytest.importorskip("matplotlib")
-pytest.importorskip("jinja2")
 
 from singer_hf import vision_backbone  # noqa: E402
 from singer_hf.diagnosis import (  # noqa: E402
