@@ -380,7 +380,7 @@ def _ratios(row: dict) -> list[str]:
         _milliseconds(row["step_seconds"]),
         _milliseconds(row["floor_seconds"]),
         f"{row['step_over_floor']:.3f} ({low:.3f} to {high:.3f})",
-        f"{row['step_over_floor_fastest']:.3f}",
+        _ratio(row.get("step_over_floor_fastest")),
         f"{row['images_per_second']:.2f}",
         *_speedups(row),
         "–" if memory is None else f"{memory:.0f}",
@@ -389,7 +389,11 @@ def _ratios(row: dict) -> list[str]:
 
 def _speedups(row: dict) -> list[str]:
     keys = ("speedup_over_released_code", "speedup_over_released_code_without_ddp")
-    return [f"{row[key]:.3f} ({row[key + '_fastest']:.3f})" if row.get(key) else "–" for key in keys]
+    return [f"{_ratio(row.get(key))} ({_ratio(row.get(key + '_fastest'))})" for key in keys]
+
+
+def _ratio(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
 
 
 def _parts(row: dict) -> list[str]:
