@@ -259,26 +259,27 @@ def _as_number(value: Any, given_value: Any) -> bool:
 
 def fuzz_options(count: int, number: int) -> dict[str, dict[str, int]]:
     """Outcomes of `count` configurations of each script."""
-    found = {}
-    for script in SCRIPTS:
-        outcomes = {"error": 0, "identical": 0, "different": 0, "unclear": 0}
+    return {script: _fuzz_script(script, count, number) for script in SCRIPTS}
 
-        @seed(number)
-        @settings(max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-        @given(st.dictionaries(st.sampled_from([*own_options(script), "unknown"]), VALUES, min_size=1, max_size=3))
-        def one(options: dict[str, Any], script: str = script, outcomes: dict[str, int] = outcomes) -> None:
-            try:
-                outcome = try_options(script, options)
-            except Exception as error:
-                outcome = "unclear"
-                print(f"{script} {options}: {type(error).__name__}: {error}"[:400])
-            if outcome == "different":
-                print(f"{script} {options}: accepted as something else")
-            outcomes[outcome] += 1
 
-        one()
-        found[script] = outcomes
-    return found
+def _fuzz_script(script: str, count: int, number: int) -> dict[str, int]:
+    outcomes = {"error": 0, "identical": 0, "different": 0, "unclear": 0}
+
+    @seed(number)
+    @settings(max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(st.dictionaries(st.sampled_from([*own_options(script), "unknown"]), VALUES, min_size=1, max_size=3))
+    def one(options: dict[str, Any]) -> None:
+        try:
+            outcome = try_options(script, options)
+        except Exception as error:
+            outcome = "unclear"
+            print(f"{script} {options}: {type(error).__name__}: {error}"[:400])
+        if outcome == "different":
+            print(f"{script} {options}: accepted as something else"[:400])
+        outcomes[outcome] += 1
+
+    one()
+    return outcomes
 
 
 def fuzz(count: int, folder: Path, number: int) -> dict[str, Any]:
