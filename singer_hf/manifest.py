@@ -53,6 +53,9 @@ def write_manifest(folder: str | Path, paths: Iterable[Path] | None = None) -> N
         _flush_folder(path)
 
 
+_ON_PURPOSE = f"If you changed this folder on purpose, delete {MANIFEST} there."
+
+
 def verify_if_listed(folder: str | Path) -> bool:
     """[`verify_manifest`] of a local folder that has a manifest; whether it has one.
 
@@ -76,12 +79,14 @@ def verify_manifest(folder: str | Path) -> None:
     for name, entry in _read_manifest(folder).items():
         path = folder / name
         if not path.is_file():
-            raise DamagedCheckpointError(f"{path} is missing, but {MANIFEST} lists it.")
+            raise DamagedCheckpointError(f"{path} is missing, but {MANIFEST} lists it. {_ON_PURPOSE}")
         size = path.stat().st_size
         if size != entry["size"]:
-            raise DamagedCheckpointError(f"{path} has {size} bytes; {MANIFEST} says {entry['size']}: it was cut.")
+            raise DamagedCheckpointError(
+                f"{path} has {size} bytes, where {MANIFEST} says {entry['size']}. {_ON_PURPOSE}"
+            )
         if _entry(path)["sha256"] != entry["sha256"]:
-            raise DamagedCheckpointError(f"{path} is damaged: its SHA-256 is not the one in {MANIFEST}.")
+            raise DamagedCheckpointError(f"{path} is damaged: its SHA-256 is not the one in {MANIFEST}. {_ON_PURPOSE}")
 
 
 def publish(staging: str | Path, final: str | Path) -> None:

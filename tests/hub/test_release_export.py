@@ -115,7 +115,7 @@ def test_a_classifier_is_the_student_with_its_head(tmp_path, run, classifier, ex
 
 
 def test_another_models_classifier_is_refused(tmp_path, run, classifier):
-    other = shutil.copytree(run, tmp_path / "other")
+    other = shutil.copytree(run, tmp_path / "other", ignore=shutil.ignore_patterns("manifest.json"))
     model = AutoModel.from_pretrained(run, add_pooling_layer=False)
     with torch.no_grad():
         model.embeddings.cls_token.add_(1)
