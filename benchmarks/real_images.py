@@ -32,15 +32,18 @@ from tqdm.auto import tqdm
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from singer_hf.data import DistillationDataset, PixelNormalization, eval_transform, find_label_column, load_images
-from singer_hf.planting import plant_artifacts
+from singer_hf.planting import norm_profile, plant_artifacts
 
 ROOT = Path(__file__).parents[1]
 TWO_PROCESSES = ROOT / "examples" / "accelerate" / "cpu_2_processes.yaml"
 PLANTED_BLOCK = 3
 
 
-def make_teacher(data: str, folder: Path, *, epochs: int, max_images: int) -> dict:
-    """A ViT of 8 blocks for 64-pixel images, trained on labels, artifacts planted, tuned behind them."""
+def make_teacher(data: str, folder: Path, *, epochs: int, max_images: int, plant: bool = True) -> dict:
+    """A ViT of 8 blocks for 64-pixel images, trained on labels, artifacts planted, tuned behind them.
+
+    With `plant=False` no artifacts are planted, and it is tuned all the same.
+    """
     torch.manual_seed(0)
     images = load_images(data, split="train", max_samples=max_images)
     label_column = find_label_column(images)
@@ -82,7 +85,9 @@ def make_teacher(data: str, folder: Path, *, epochs: int, max_images: int) -> di
 
     train(epochs, 1e-3)
     pixels = torch.cat([normalize(batch["pixel_values"]) for batch, _ in zip(loader, range(8), strict=False)])
-    planting = plant_artifacts(model, pixels, block=PLANTED_BLOCK)
+    before = after = norm_profile(model, pixels)
+    if plant:
+        after = plant_artifacts(model, pixels, block=PLANTED_BLOCK).after
     model.requires_grad_(False)
     for part in (*model.vit.layers[PLANTED_BLOCK + 1 :], model.vit.layernorm, model.classifier):
         part.requires_grad_(True)
@@ -93,8 +98,8 @@ def make_teacher(data: str, folder: Path, *, epochs: int, max_images: int) -> di
         "images": len(images),
         "classes": len(classes),
         "cross_entropy_of_epochs": losses,
-        "largest_to_median_before": planting.before.largest_to_median,
-        "largest_to_median_after": planting.after.largest_to_median,
+        "largest_to_median_before": before.largest_to_median,
+        "largest_to_median_after": after.largest_to_median,
     }
 
 
