@@ -3,9 +3,9 @@
     python benchmarks/numerics.py "tiny-imagenet/train-00000*.parquet" --output benchmarks/results/numerics_cpu.json
 
 The teacher is the small ViT of real_images.py, with and without planted artifacts: the planted detector of background
-patches is a steep function, of which bf16 sees another value than float32. Every run starts from the same weights and sees
-the same views in the same order; each optimizes by its own gradients. Of each logged loss and term the largest and the
-mean relative difference from the float32 run over the steps are recorded, and of its mean over all steps too.
+patches is a steep function, of which bf16 sees another value than float32. Every run starts from the same weights and
+sees the same views in the same order; each optimizes by its own gradients. Of each logged loss and term the largest
+and the mean relative difference from the float32 run over the steps are recorded, and of its mean over all steps too.
 """
 
 from __future__ import annotations

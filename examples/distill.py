@@ -23,6 +23,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Optional
 
+if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
+    sys.path.append(sys.path.pop(0))  # evaluate.py stands beside this file, see there
+
 from transformers import EarlyStoppingCallback, set_seed
 
 from singer_hf import (
@@ -38,7 +41,6 @@ from singer_hf import (
 from singer_hf.command_line import errors_in_one_line, parse_options, setup
 from singer_hf.data import find_processor, load_images
 from singer_hf.objectives import objective_class
-from singer_hf.release import PublishError
 
 
 @dataclass
@@ -214,7 +216,12 @@ def run(argv: list[str]) -> None:
     if script.teacher is None or script.dataset is None:
         missing = "--teacher" if script.teacher is None else "--dataset"
         raise SystemExit(f"{missing} is missing. Without teacher and dataset, the demonstration runs.")
-    with setup(PublishError):
+    errors = ()
+    if args.push_to_hub:
+        from singer_hf.release import PublishError  # late: it imports the evaluation, which a training does without
+
+        errors = (PublishError,)
+    with setup(*errors):
         trainer = build_trainer(script, args)
     if script.dry_run:
         if trainer.is_world_process_zero():
@@ -225,7 +232,7 @@ def run(argv: list[str]) -> None:
         resume = resume.lower() == "true"
     result = trainer.train(resume_from_checkpoint=resume)
     trainer.save_state()
-    with setup(PublishError, only=True):
+    with setup(*errors, only=True):
         trainer.save_model()  # with push_to_hub it is published too
     metrics = result.metrics
     if trainer.eval_dataset is not None:
@@ -235,7 +242,7 @@ def run(argv: list[str]) -> None:
         Path(args.output_dir, "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
         print(f"Student, image processor and what was trained beside them: {args.output_dir}")
     if args.push_to_hub:
-        with setup(PublishError, only=True):
+        with setup(*errors, only=True):
             trainer.push_to_hub()
 
 

@@ -35,6 +35,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from .provenance import versions
 from .sealed import sealed, unsealed
+from .secrets import without_tokens
 
 RUN_FILE = "run.json"
 _NOT_OPTIONS = {"resume_from_checkpoint", "dry_run"}  # of how a run went on, not of what it is
@@ -53,7 +54,7 @@ class RunRecord:
         self.content: dict[str, Any] = {
             "script": script,
             "options": {name: value for name, value in options.items() if name not in _NOT_OPTIONS},
-            "arguments": _without_tokens(args.to_dict()),
+            "arguments": without_tokens(args.to_dict()),
         }
         self._images_a_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         self._device, self._processes = args.device, args.world_size
@@ -171,13 +172,9 @@ def given_options(options: Any) -> dict[str, Any]:
     values, defaults = (each.to_dict() if is_training else dict(vars(each)) for each in (options, default))
     if is_training:
         defaults["use_cpu"] = False
-    names = [field.name for field in fields(options) if field.init]
+    names = [field.name for field in fields(options) if field.init and not field.name.endswith("_token")]
     given = {name: values[name] for name in names if name == "output_dir" or values[name] != defaults[name]}
-    return _without_tokens(given)
-
-
-def _without_tokens(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if not name.endswith("_token")}
+    return without_tokens(given)
 
 
 def _model(model: nn.Module) -> dict[str, Any]:

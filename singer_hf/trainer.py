@@ -37,11 +37,11 @@ from .nonfinite import NonFiniteSteps, poisoned
 from .objectives.build import build_objective
 from .out_of_memory import memory_advice
 from .preflight import check_metric, check_processes
-from .release.pushes import ReleasePushes
-from .release.secrets import without_tokens
+from .pushes import ReleasePushes
 from .run_record import RecordRun, RunRecord
 from .running_mean import RunningMean
 from .scores import knn_accuracy
+from .secrets import without_tokens
 from .sharded_teacher import shard_teacher
 from .stop_signals import RunStopped, StopSignals, leave_stopping_to_the_trainer
 from .stream_resume import StreamResume

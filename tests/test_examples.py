@@ -216,3 +216,10 @@ def test_the_papers_configurations_parse_and_name_their_row(path):
     assert (args.learning_rate, args.weight_decay, args.num_train_epochs) == (1e-3, 1e-4, 100)
     assert "Table 1" in path.read_text() and path.name in path.read_text()
     assert len(CONFIGS) == 5
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "examples").glob("*.py")))
+def test_no_script_hides_the_library_evaluate(script):
+    """Python puts a script's folder first on its path, where examples/evaluate.py would be found for the library."""
+    text = (ROOT / "examples" / script).read_text(encoding="utf-8")
+    assert "__main__" not in text or "sys.path.append(sys.path.pop(0))" in text

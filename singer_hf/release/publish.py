@@ -34,8 +34,8 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff, validate_repo_id
 
+from ..secrets import SecretFound, check_no_tokens, redacted
 from .patience import patiently, reason, retry_after
-from .secrets import SecretFound, check_no_tokens, redacted
 
 # What unpickles, or runs, on a stranger's machine.
 _REFUSED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.joblib", "*.npy", "*.npz", "*.py", "*.h5")

@@ -13,7 +13,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from ..run_record import RUN_FILE, read_record
-from .secrets import without_tokens
+from ..secrets import without_tokens
 
 
 class RecordError(ValueError):

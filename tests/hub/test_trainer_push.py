@@ -7,7 +7,7 @@ from huggingface_hub import ModelCard
 from runs import trainer_of
 
 from singer_hf.release import PublishError
-from singer_hf.release.secrets import without_tokens
+from singer_hf.secrets import without_tokens
 
 STUDENT = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"}
 BESIDE = {"adapter/adapter_config.json", "adapter/adapter_model.safetensors", "distillation.safetensors"}

@@ -1,19 +1,21 @@
-"""A Trainer whose pushes are releases."""
+"""A Trainer whose pushes are releases.
+
+`singer_hf.release` is imported where it is needed: it imports the evaluation, which a training does without.
+"""
 
 from __future__ import annotations
 
 import shutil
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
-from .folder import CARD_FILE
-from .publish import Destination, make_repository
-from .training import publish_and_remove, publish_checkpoint, told, training_release
+if TYPE_CHECKING:
+    from .release import Destination
 
 
 class ReleasePushes(Trainer):
@@ -27,6 +29,8 @@ class ReleasePushes(Trainer):
         if not self.is_world_process_zero():
             return
         self.hub_model_id = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
+        from .release.publish import make_repository
+
         destination = self._destination(token, private=private)
         api = destination.api()
         self.hub_model_id = destination.owned(api)
@@ -61,6 +65,8 @@ class ReleasePushes(Trainer):
         Raises:
             PublishError: nothing was published.
         """
+        from .release.training import publish_and_remove
+
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         if self.hub_model_id is None:
             self.init_hf_repo(token=token, private=private)
@@ -76,6 +82,8 @@ class ReleasePushes(Trainer):
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
             return
+        from .release.training import publish_and_remove, publish_checkpoint, told
+
         busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
         if busy and not self.args.hub_always_push:
             return
@@ -97,6 +105,8 @@ class ReleasePushes(Trainer):
     def _destination(
         self, token: str | None = None, revision: str | None = None, private: bool | None = None
     ) -> Destination:
+        from .release.publish import Destination
+
         return Destination(
             self.hub_model_id,
             revision=revision or self.args.hub_revision or "main",
@@ -107,6 +117,9 @@ class ReleasePushes(Trainer):
 
     def _release(self, folder: str, name: str, **facts: Any) -> Path:
         """What is pushed of a folder, in a temporary one; its card is the one in `output_dir` from then on."""
+        from .release.folder import CARD_FILE
+        from .release.training import training_release
+
         card = Path(self.args.output_dir, CARD_FILE)
         released = training_release(folder, name, existing=card, **facts)
         shutil.copyfile(released / CARD_FILE, card)
