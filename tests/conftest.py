@@ -1,3 +1,4 @@
+import logging
 import os
 from pathlib import Path
 
@@ -17,6 +18,15 @@ def pytest_configure(config):
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def log_level():
+    """Scripts set it for the process that they take themselves to have."""
+    logger = logging.getLogger("singer_hf")
+    before = logger.level
+    yield
+    logger.setLevel(before)
 
 
 @pytest.fixture
