@@ -20,9 +20,9 @@ import torch
 import transformers
 from classifier import new_classifier, train_classifier
 from grid import LABELS, Cell, Grid
-from images import prepare_images
 from scores import likeness, linear_scores
 from teachers import prepare_teachers
+from tiny_imagenet import prepare_images
 from transformers import AutoImageProcessor, ViTConfig, ViTModel
 
 from singer_hf import DistillationArguments, DistillationTrainer, NullspaceLoraConfig, load_vision_model
