@@ -13,6 +13,7 @@ from .nonfinite import POLICIES
 from .objectives import objective_class
 from .objectives.base import check_quantile
 from .projectors import PROJECTORS
+from .target_normalization import TARGET_NORMALIZATIONS
 
 NORMALIZATIONS = ("own", "imagenet")
 
@@ -76,6 +77,13 @@ class DistillationArguments(TrainingArguments):
     )
     projector: str = field(
         default="linear", metadata={"help": "Student to teacher width: linear (paper), or identity at equal widths."}
+    )
+    target_normalization: str = field(
+        default="none",
+        metadata={
+            "help": "singer, fitnet: none (paper), or layer_norm: the student learns each token with mean 0 and "
+            "variance 1 over its channels."
+        },
     )
     vitkd_mimicking_weight: float = field(default=3e-5, metadata={"help": "vitkd: α (official: 3e-5)."})
     vitkd_generation_weight: float = field(default=3e-6, metadata={"help": "vitkd: β (official: 3e-6)."})
@@ -174,6 +182,7 @@ class DistillationArguments(TrainingArguments):
         objective_class(self.objective)
         check_quantile(self.outlier_quantile)
         _one_of("projector", self.projector, PROJECTORS)
+        _one_of("target_normalization", self.target_normalization, TARGET_NORMALIZATIONS)
         _one_of("normalization", self.normalization, NORMALIZATIONS)
         _one_of("stream_split", self.stream_split, STREAM_SPLITS)
         _one_of("nonfinite", self.nonfinite, POLICIES)

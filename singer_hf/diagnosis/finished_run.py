@@ -52,7 +52,8 @@ def load_fit(
         projectors[layer] = torch.nn.Linear(matrix.shape[1], matrix.shape[0])
         projectors[layer].load_state_dict({"weight": matrix.float(), "bias": bias.float()})
         projectors[layer].to(weight.device)
-    return StudentFit(projectors, pairs, targets)
+    recorded = json.loads((folder / "training_args.json").read_text(encoding="utf-8"))
+    return StudentFit(projectors, pairs, targets, recorded.get("target_normalization") or "none")
 
 
 def run_pairs(folder: Path, layers: Sequence[int], teacher_blocks: int, student_blocks: int) -> dict[int, int]:

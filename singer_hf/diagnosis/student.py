@@ -14,6 +14,7 @@ from ..backbones import VisionBackbone
 from ..layers import match_layers
 from ..losses import full_precision, gram_distance, patch_norms
 from ..similarity import LinearCKAStatistics
+from ..target_normalization import target_normalization
 from ..tokens import TokenAligner
 from .cka import trusted_cka
 from .gradient_share import RunningShare
@@ -32,6 +33,7 @@ class StudentFit:
         projectors: teacher layer -> P_l.
         student_layers: teacher layer -> student layer that it was trained with, for every projector.
         targets: teacher layer -> refinement of the target; empty for a run without adapter.
+        normalize_target: what the run did to its targets, a name in `TARGET_NORMALIZATIONS`.
 
     Raises:
         ValueError: projectors and pairs of different layers.
@@ -40,6 +42,7 @@ class StudentFit:
     projectors: Mapping[int, nn.Module]
     student_layers: Mapping[int, int]
     targets: Mapping[int, Refinement] = field(default_factory=dict)
+    normalize_target: str = "none"
 
     def __post_init__(self):
         if set(self.projectors) != set(self.student_layers):
@@ -76,6 +79,7 @@ class _Pair:
         self.layer, self.student_layer, self.refinement, self.diagnosis = layer, student_layer, refinement, diagnosis
         self.projector = None if fit is None else fit.projectors[layer]
         self.target = None if fit is None else fit.targets.get(layer)
+        self.normalize_target = None if fit is None else target_normalization(fit.normalize_target)
         self.loss_share, self.gradient_share = RunningShare(), RunningShare()
         self.gram, self.gram_refined = LogHistogram(), LogHistogram()
         self.cka = LinearCKAStatistics(*widths)
@@ -91,7 +95,7 @@ class _Pair:
         if self.projector is not None:
             outliers = self.diagnosis.is_outlier(self.layer, patch_norms(teacher))
             target = full_precision(teacher if self.target is None else self.target(teacher))
-            residuals = patch_norms(self.projector(full_precision(student)) - target)
+            residuals = patch_norms(self.projector(full_precision(student)) - self.normalize_target(target))
             self.gradient_share.add(residuals, outliers)
             self.loss_share.add(residuals.square(), outliers)
         norms = patch_norms(own)

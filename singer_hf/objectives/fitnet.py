@@ -8,6 +8,7 @@ from torch import nn
 
 from ..losses import kd_loss
 from ..projectors import build_projector
+from ..target_normalization import target_normalization
 from .base import DistillationStep, Objective, ObjectiveOutput, artifact_statistics, register_objective
 
 
@@ -20,6 +21,7 @@ class FitNetObjective(Objective):
     Args:
         teacher, student, and the options of every objective: see [`Objective`].
         projector: a name in `PROJECTORS`.
+        normalize_target: a name in `TARGET_NORMALIZATIONS`, applied to F; "none" in the paper's baseline.
     """
 
     name = "fitnet"
@@ -30,9 +32,11 @@ class FitNetObjective(Objective):
         student,
         *,
         projector: str = "linear",
+        normalize_target: str = "none",
         **common: Any,
     ):
         super().__init__(teacher, student, **common)
+        self.normalize_target = target_normalization(normalize_target)
         self.projectors = nn.ModuleDict(
             {
                 str(layer): build_projector(projector, student.hidden_size, teacher.hidden_size)
@@ -49,6 +53,7 @@ class FitNetObjective(Objective):
     def options(cls, args):
         return {
             "projector": args.projector,
+            "normalize_target": args.target_normalization,
         }
 
     def forward(self, step: DistillationStep) -> ObjectiveOutput:
@@ -56,7 +61,7 @@ class FitNetObjective(Objective):
         loss = sum(
             kd_loss(
                 self.projectors[str(layer)](aligner.align_student(step.student.hidden[student_layer])),
-                aligner.align_teacher(step.teacher.hidden[layer]),
+                self.normalize_target(aligner.align_teacher(step.teacher.hidden[layer])),
             )
             for layer, student_layer in zip(self.teacher_layers, self.student_layers, strict=True)
         )

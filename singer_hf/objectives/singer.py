@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..layers import default_teacher_layers
 from ..losses import gram_loss, kd_loss, outlier_loss, patch_norms
 from ..projectors import build_projector
+from ..target_normalization import target_normalization
 from .base import DistillationStep, Objective, ObjectiveOutput, artifact_statistics, register_objective
 
 
@@ -25,6 +26,7 @@ class SingerObjective(Objective):
         outlier_weight: λ_outlier, 0.01 in the paper.
         info_weight: λ_info, 1.0 in the paper.
         projector: a name in `PROJECTORS`.
+        normalize_target: a name in `TARGET_NORMALIZATIONS`, applied to F̂ in L_KD alone; "none" in the paper.
 
     Raises:
         ValueError: α outside (0, 1), a negative weight, a distilled layer that carries no adapter.
@@ -43,9 +45,11 @@ class SingerObjective(Objective):
         outlier_weight: float = 0.01,
         info_weight: float = 1.0,
         projector: str = "linear",
+        normalize_target: str = "none",
         **common: Any,
     ):
         super().__init__(teacher, student, **common)
+        self.normalize_target = target_normalization(normalize_target)
         self.weights = {"kd": kd_weight, "outlier": outlier_weight, "info": info_weight}
         for term, weight in self.weights.items():
             if weight < 0:
@@ -74,6 +78,7 @@ class SingerObjective(Objective):
             "outlier_weight": args.outlier_weight,
             "info_weight": args.info_weight,
             "projector": args.projector,
+            "normalize_target": args.target_normalization,
         }
 
     @property
@@ -87,7 +92,8 @@ class SingerObjective(Objective):
         kd, outlier, info = [], [], []
         for layer, student_layer in zip(self.teacher_layers, self.student_layers, strict=True):
             student = aligner.align_student(step.student.hidden[student_layer])
-            kd.append(kd_loss(self.projectors[str(layer)](student), aligner.align_teacher(refined[layer])))
+            target = self.normalize_target(aligner.align_teacher(refined[layer]))
+            kd.append(kd_loss(self.projectors[str(layer)](student), target))
             norms = patch_norms(self._teacher_patches(step, refined[layer]))
             outlier.append(outlier_loss(norms, self.outlier_quantile, self.outlier_power))
             info.append(self.info_loss(layer, refined, step))

@@ -48,6 +48,11 @@ def test_the_pairs_are_the_runs_own(tmp_path, models, options, expected):
     assert {entry["teacher_layer"]: entry["student_layer"] for entry in measured} == pairs
 
 
+def test_the_targets_are_normalised_as_the_runs_were(tmp_path, models):
+    finished(tmp_path, models, objective="fitnet", target_normalization="layer_norm")
+    assert load_fit(tmp_path, *map(vision_backbone, models), {}).normalize_target == "layer_norm"
+
+
 def test_a_run_without_projectors(tmp_path, models):
     save_file({"mask": torch.zeros(1)}, tmp_path / "distillation.safetensors")
     assert load_fit(tmp_path, *map(vision_backbone, models), {}) is None

@@ -8,6 +8,7 @@ from singer_hf.diagnosis import Refinement, StudentFit, diagnose_teacher, measur
 from singer_hf.diagnosis.gradient_share import outlier_gradient_share, outlier_loss_share
 from singer_hf.losses import gram_distance
 from singer_hf.similarity import linear_cka
+from singer_hf.target_normalization import target_normalization
 
 
 @pytest.fixture
@@ -61,7 +62,8 @@ def test_no_images(teacher, student, diagnosis):
         measure_student(vision_backbone(teacher), vision_backbone(student.eval()), [], [], diagnosis=diagnosis)
 
 
-def test_the_remaining_loss_is_that_of_the_projected_student(artifact_teacher, student, images):
+@pytest.mark.parametrize("normalize", ["none", "layer_norm"])
+def test_the_remaining_loss_is_that_of_the_projected_student(artifact_teacher, student, images, normalize):
     found = diagnose_teacher(vision_backbone(artifact_teacher), [images])
     projector, target = torch.nn.Linear(16, 32), Refinement(0.1 * torch.randn(32, 2), torch.randn(2, 32))
     result = measure_student(
@@ -70,11 +72,11 @@ def test_the_remaining_loss_is_that_of_the_projected_student(artifact_teacher, s
         [],
         [(batch, batch) for batch in images.split(10)],
         diagnosis=found,
-        fit=StudentFit({3: projector}, {3: 2}, {3: target}),
+        fit=StudentFit({3: projector}, {3: 2}, {3: target}, normalize),
     )[0]
     own = last_patches(artifact_teacher, images)
     outliers = found.is_outlier(3, own.norm(dim=-1))
-    parts = projector(last_patches(student, images)), target(own), outliers
+    parts = projector(last_patches(student, images)), target_normalization(normalize)(target(own)), outliers
     assert 0 < result["remaining_loss_on_outliers"] < 1
     assert result["remaining_loss_on_outliers"] == pytest.approx(outlier_loss_share(*parts), rel=1e-4)
     assert result["remaining_gradient_on_outliers"] == pytest.approx(outlier_gradient_share(*parts), rel=1e-4)

@@ -1,0 +1,143 @@
+"""Runs a grid of the study, cell by cell; what is done already is left out.
+
+    python benchmarks/study/run.py benchmarks/study/cpu.yaml --images tiny-imagenet --camvid camvid
+
+`--only 'artifacts.singer*'` takes some cells; `--part 0/2` and `--part 1/2` share them out to two processes. Each cell
+is one file under benchmarks/results/study/<grid>/; benchmarks/study/summary.py makes tables and figures of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from classifier import new_classifier, train_classifier
+from grid import LABELS, Cell, Grid
+from scores import likeness, linear_scores
+from teachers import prepare_teachers
+from tiny_imagenet import prepare_images
+from transformers import AutoImageProcessor, ViTConfig, ViTModel
+
+from singer_hf import DistillationArguments, DistillationTrainer, NullspaceLoraConfig, load_vision_model
+from singer_hf.data import load_images
+from singer_hf.objectives import objective_class
+from singer_hf.provenance import versions
+
+RESULTS = Path(__file__).parents[1] / "results" / "study"
+
+
+def train_student(grid: Grid, cell: Cell, folder: Path, output: Path, device: torch.device) -> dict[str, Any]:
+    """Trains a cell's student into `output`; what is to be recorded of the training."""
+    train = load_images(str(folder / "train.parquet"), split="train")
+    if cell.options["objective"] == LABELS:
+        model, processor = new_classifier(grid.student, train.features["label"].names, cell.seed)
+        losses = train_classifier(
+            model,
+            processor,
+            train,
+            epochs=cell.options["num_train_epochs"],
+            learning_rate=cell.options["learning_rate"],
+            batch_size=cell.options["per_device_train_batch_size"],
+            weight_decay=cell.options.get("weight_decay", 0.05),
+            min_crop_scale=cell.options["min_crop_scale"],
+            seed=cell.seed,
+            device=device,
+        )
+        model.to("cpu").vit.save_pretrained(output)
+        processor.save_pretrained(output)
+        return {"losses": losses}
+    options = dict(cell.options)
+    adapter = {name: options.pop(name) for name in ("lora_r", "init_lora_weights") if name in options}
+    args = DistillationArguments(
+        str(output), seed=cell.seed, report_to="none", save_strategy="no", use_cpu=device.type == "cpu", **options
+    )
+    teacher = load_vision_model(str(folder / cell.teacher), dtype="float32")
+    processor = AutoImageProcessor.from_pretrained(folder / cell.teacher)
+    transformers.set_seed(cell.seed)
+    student = ViTModel(
+        ViTConfig(**grid.student, initializer_range=grid.student["hidden_size"] ** -0.5), add_pooling_layer=False
+    )
+    kind = objective_class(args.objective)
+    config = None
+    if kind.uses_adapter:
+        config = NullspaceLoraConfig(
+            r=adapter.get("lora_r", 16),
+            init_lora_weights=adapter.get("init_lora_weights", kind.default_init_lora_weights),
+            init_seed=cell.seed,
+        )
+    trainer = DistillationTrainer(
+        student,
+        teacher,
+        args,
+        train_dataset=train,
+        processing_class=processor,
+        teacher_processing_class=processor,
+        peft_config=config,
+    )
+    trainer.train()
+    trainer.save_model()
+    return {"log": [entry for entry in trainer.state.log_history if "loss" in entry]}
+
+
+def run_cell(grid: Grid, cell: Cell, folder: Path, camvid: str | None, device: torch.device) -> dict[str, Any]:
+    """Trains and scores; the cell's result."""
+    start = time.perf_counter()
+    student = folder / "students" / cell.name
+    training = train_student(grid, cell, folder, student, device)
+    trained = time.perf_counter()
+    scores = linear_scores(student, folder, camvid=camvid, camvid_size=grid.data["camvid_size"], device=device)
+    alike = (
+        {} if cell.options["objective"] == LABELS else likeness(folder / cell.teacher, student, folder, device=device)
+    )
+    shutil.rmtree(student)
+    return {
+        "cell": {"teacher": cell.teacher, "recipe": cell.recipe, "seed": cell.seed, "options": cell.options},
+        "scores": scores,
+        "likeness": alike,
+        "training": training,
+        "seconds": {"training": trained - start, "scores": time.perf_counter() - trained},
+        "device": str(device),
+        "versions": versions(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("grid", type=Path, help="YAML file")
+    parser.add_argument("--images", type=Path, required=True, help="folder of Tiny ImageNet's parquet files")
+    parser.add_argument("--camvid", help="folder of CamVid's parquet files; without it that score is left out")
+    parser.add_argument("--work", type=Path, default=Path("runs/study"), help="images, teachers, students")
+    parser.add_argument("--only", default="*", help="pattern of cells, teacher.recipe.seed")
+    parser.add_argument("--part", default="0/1", help="i/n: every n-th cell, from i on")
+    parser.add_argument("--limit", type=int, help="stop after so many new cells")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch on the CPU")
+    args = parser.parse_args()
+    grid, (part, parts) = Grid.read(args.grid), map(int, args.part.split("/"))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(args.threads)
+    folder, results = args.work / grid.name, RESULTS / grid.name
+    data = {name: grid.data[name] for name in ("classes", "train_images", "test_images")}
+    prepare_images(folder, args.images, **data)
+    prepare_teachers(grid, folder, results, device)
+    results.mkdir(parents=True, exist_ok=True)
+    cells = [cell for cell in grid.cells() if fnmatch.fnmatch(cell.name, args.only)][part::parts]
+    missing = [cell for cell in cells if not (results / f"{cell.name}.json").exists()]
+    for number, cell in enumerate(missing[: args.limit], len(cells) - len(missing) + 1):
+        path = results / f"{cell.name}.json"
+        result = run_cell(grid, cell, folder, args.camvid, device)
+        unfinished = path.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        unfinished.replace(path)
+        scores = ", ".join(f"{name} {value:.3f}" for name, value in result["scores"].items())
+        print(f"[{number}/{len(cells)}] {cell.name}: {scores} ({sum(result['seconds'].values()):.0f} s)", flush=True)
+
+
+if __name__ == "__main__":
+    main()

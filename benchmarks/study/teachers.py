@@ -1,0 +1,76 @@
+"""The study's teachers: one network as trained, and the same with artifacts planted, tuned for as long."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from classifier import accuracy, new_classifier, train_classifier
+from grid import Grid
+from transformers import ViTForImageClassification, ViTImageProcessor
+
+from singer_hf.data import DistillationDataset, PixelNormalization, eval_transform, load_images
+from singer_hf.planting import norm_profile, plant_artifacts
+from singer_hf.provenance import versions
+
+REPORT = "teachers.json"
+
+
+def prepare_teachers(grid: Grid, folder: Path, results: Path, device: torch.device | str) -> None:
+    """Trains the network once, plants, tunes and writes each teacher to `folder / name`, unless it is there.
+
+    A teacher's options are those of [`plant_artifacts`]; `null` for the one without. All are tuned behind the planted
+    block for equally long. `teachers.json` among the results says how they came out.
+    """
+    missing = [name for name in grid.teachers if not (folder / name / "config.json").exists()]
+    if not missing:
+        return
+    train, test = (load_images(str(folder / f"{split}.parquet"), split="train") for split in ("train", "test"))
+    options = dict(grid.teacher)
+    block, epochs, tuning = options.pop("planted_block"), options.pop("epochs"), options.pop("tuning")
+    sizes, training = options.pop("sizes"), options | {"seed": 0, "device": device}
+    trained = folder / "as_trained"
+    report: dict[str, Any] = {"versions": versions(), "images": {"train": len(train), "test": len(test)}}
+    if (trained / "config.json").exists():
+        network = ViTForImageClassification.from_pretrained(trained)
+        processor = ViTImageProcessor.from_pretrained(trained)
+    else:
+        network, processor = new_classifier(sizes, train.features["label"].names, seed=0)
+        losses = train_classifier(network, processor, train, epochs=epochs, **training)
+        report["cross_entropy_of_epochs"] = losses
+        _save(network, processor, trained)
+    pixels = _pixels(test, processor, 500)
+    report["as_trained"] = _measured(network, processor, test, pixels, device)
+    for name, planting in grid.teachers.items():
+        model = copy.deepcopy(network).to("cpu")
+        found = None if planting is None else plant_artifacts(model, pixels, block=block, **planting)
+        model.requires_grad_(False)
+        for part in (*model.vit.layers[block + 1 :], model.vit.layernorm, model.classifier):
+            part.requires_grad_(True)
+        train_classifier(model, processor, train, **(training | tuning))
+        report[name] = _measured(model, processor, test, pixels, device)
+        if found is not None:
+            report[name]["planting"] = {"fired_share": found.fired_share, "block": found.block}
+        _save(model, processor, folder / name)
+    results.mkdir(parents=True, exist_ok=True)
+    (results / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def _measured(model, processor, test, pixels, device) -> dict[str, Any]:
+    top1 = accuracy(model, processor, test, device=device)
+    return {"top1_accuracy": top1} | asdict(norm_profile(model.to("cpu"), pixels))
+
+
+def _pixels(images, processor, count: int) -> torch.Tensor:
+    views = DistillationDataset(images, eval_transform(processor.size["height"]))
+    chosen = [index * len(views) // count for index in range(min(count, len(views)))]
+    return PixelNormalization.from_image_processor(processor)(torch.stack([views[i]["pixel_values"] for i in chosen]))
+
+
+def _save(model, processor, folder: Path) -> None:
+    model.to("cpu").save_pretrained(folder)
+    processor.save_pretrained(folder)

@@ -1,0 +1,58 @@
+"""The study's grid and its summary; cells themselves are run by hand."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+STUDY = Path(__file__).parents[1] / "benchmarks" / "study"
+sys.path.append(str(STUDY))
+from grid import Grid  # noqa: E402
+from summary import markdown, paired_difference, read_cells, summary_rows  # noqa: E402
+
+
+def test_the_grids_cells():
+    grid = Grid.read(STUDY / "cpu.yaml")
+    names = [cell.name for cell in grid.cells()]
+    assert len(names) == len(set(names)) == len(grid.seeds) * (2 * (len(grid.recipes) - 1) + 1)
+    first = names[: len(names) // len(grid.seeds)]
+    assert all(name.endswith(".0") for name in first) and "none.labels.0" in first  # the first seed of everything
+    cell = next(cell for cell in grid.cells() if cell.recipe == "singer_layer_norm")
+    assert cell.options["target_normalization"] == "layer_norm" and cell.options["num_train_epochs"] > 0
+
+
+def test_what_is_no_grid(tmp_path):
+    (tmp_path / "grid.yaml").write_text("seeds: [0]\nsizes: {}\n")
+    with pytest.raises(ValueError, match="is not a grid"):
+        Grid.read(tmp_path / "grid.yaml")
+
+
+def test_the_interval_is_that_of_a_paired_t_test():
+    own, other = np.random.default_rng(0).normal(size=(2, 4)) + [[1.0], [0.0]]
+    found = paired_difference(dict(enumerate(own)), dict(enumerate(other)) | {7: 100.0})
+    expected = stats.ttest_rel(own, other).confidence_interval(0.95)
+    assert found["interval"] == pytest.approx([expected.low, expected.high])
+    assert found["mean"] == pytest.approx((own - other).mean()) and found["seeds"] == 4
+    assert paired_difference({0: 1.0}, {0: 0.5}) == {"mean": 0.5, "interval": None, "seeds": 1}
+    assert paired_difference({0: 1.0}, {1: 0.5}) is None
+
+
+def test_rows_and_tables_come_from_the_cells_files(tmp_path):
+    values = {"fitnet": (0.30, 0.32), "singer": (0.35, 0.39)}
+    for recipe, of in values.items():
+        for seed, value in enumerate(of):
+            cell = {"teacher": "clean", "recipe": recipe, "seed": seed}
+            content = {"cell": cell, "scores": {"linear_top1": value}, "likeness": {"cka": None}}
+            (tmp_path / f"clean.{recipe}.{seed}.json").write_text(json.dumps(content))
+    rows = summary_rows(read_cells(tmp_path))
+    assert [(row["cell"], row["score"], row["seeds"]) for row in rows] == [
+        ("fitnet", "linear_top1", 2),
+        ("singer", "linear_top1", 2),
+    ]
+    assert rows[1]["mean"] == pytest.approx(37) and rows[1]["std"] == pytest.approx(2 * 2**0.5)
+    assert rows[1]["vs_fitnet"]["mean"] == pytest.approx(6) and "vs_fitnet" not in rows[0]
+    lines = markdown(rows, "linear_top1").splitlines()
+    assert lines[2] == "| fitnet | 31.0 ± 1.4 |  |" and lines[3].startswith("| singer | 37.0 ± 2.8 | +6.0 [")
