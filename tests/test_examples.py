@@ -1,4 +1,5 @@
 import json
+import runpy
 import sys
 from pathlib import Path
 
@@ -216,3 +217,13 @@ def test_the_papers_configurations_parse_and_name_their_row(path):
     assert (args.learning_rate, args.weight_decay, args.num_train_epochs) == (1e-3, 1e-4, 100)
     assert "Table 1" in path.read_text() and path.name in path.read_text()
     assert len(CONFIGS) == 5
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "examples").glob("*.py")))
+def test_a_script_does_not_import_evaluate_py_in_place_of_the_library(script, monkeypatch):
+    path = ROOT / "examples" / script
+    if "__main__" not in path.read_text():
+        pytest.skip("no script")
+    monkeypatch.setattr(sys, "path", [str(path.parent), *(each for each in sys.path if each != str(path.parent))])
+    runpy.run_path(str(path), run_name="script")
+    assert sys.path[-1] == str(path.parent)
