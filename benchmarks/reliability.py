@@ -169,7 +169,7 @@ def main() -> None:
     print(json.dumps(found, indent=2))
     record = json.loads(args.output.read_text()) if args.output.exists() else {}
     made = {"seconds": round(time.monotonic() - start), "seed": args.seed, "versions": versions()}
-    record |= found | {"made": record.get("made", {}) | {args.command: made}}
+    record |= found | {"versions": made["versions"], "made": record.get("made", {}) | {args.command: made}}
     args.output.write_text(json.dumps(record, indent=2) + "\n")
 
 

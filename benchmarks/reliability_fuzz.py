@@ -16,11 +16,13 @@ from typing import Any
 
 import datasets
 import torch
+from huggingface_hub import ModelCard
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from peft import PeftModel
-from reliability_run import build, tiny_model, write_images
+from reliability_run import build, tiny_images, tiny_model, write_images
 from safetensors import SafetensorError
+from transformers.hf_argparser import string_to_bool
 
 from singer_hf import DistillationArguments, load_vision_model
 from singer_hf.command_line import parse_options
@@ -32,6 +34,8 @@ from singer_hf.evaluation.heads import LinearHeads
 from singer_hf.evaluation.labels import Labels
 from singer_hf.evaluation.task import read_task
 from singer_hf.manifest import CheckpointError, verify_if_listed
+from singer_hf.release.amend import amend, read_card
+from singer_hf.release.amend import sealed as sealed_card
 from singer_hf.resume import choose_checkpoint
 from singer_hf.run_record import read_record
 
@@ -142,12 +146,25 @@ def readers(folder: Path) -> dict[str, tuple[list[Path], Callable[[], Any]]]:
         # A description is written by hand and has no checksum: another valid one is another task, not damage.
         return {f.name for f in fields(found)}
 
-    parquet = folder / "images" / "train-0.parquet"
-
-    def pixels() -> Any:
+    def pixels(parquet: Path) -> Any:
         stream = load_images(parquet, split="train", streaming=True)
         views = StreamingDistillationDataset(stream, eval_transform(8), image_column="image")
         return [item["pixel_values"].tolist() for item in views]
+
+    card = folder / "README.md"
+    generated = sealed_card(ModelCard(CARD))
+    generated.save(card)
+
+    def amended() -> Any:
+        # Whatever a person wrote stays, so text that differs is no damage; what comes out is a card all the same.
+        once, _ = amend(read_card(card), generated)
+        twice, _ = amend(ModelCard(once.content), generated)
+        marks = [once.text.count(f"begin {name}") for name in ("use", "results")]
+        return once.content == twice.content, all(count < 2 for count in marks), bool(once.data.to_dict())
+
+    jpegs = folder / "jpegs.parquet"
+    write_jpegs(jpegs)
+    pngs = folder / "images" / "train-0.parquet"
 
     def listed(part: Path) -> list[Path]:
         return sorted(path for path in part.rglob("*") if path.is_file())
@@ -162,7 +179,9 @@ def readers(folder: Path) -> dict[str, tuple[list[Path], Callable[[], Any]]]:
         "result": ([result], lambda: vars(EvaluationResult.load(result))),
         "run record": ([run / "run.json"], lambda: read_record(run / "run.json")),
         "task": ([task], task_fields),
-        "parquet": ([parquet], pixels),
+        "card": ([card], amended),
+        "parquet": ([pngs], lambda: pixels(pngs)),
+        "parquet of JPEGs": ([jpegs], lambda: pixels(jpegs)),
     }
 
 
@@ -193,8 +212,41 @@ def fuzz_files(count: int, folder: Path, number: int) -> dict[str, dict[str, int
                 print(f"{kind}, {path.name}: {type(error).__name__}: {error}"[:400])
             finally:
                 path.write_bytes(content)
+        if read() != expected:
+            raise RuntimeError(f"{kind}: the undamaged files do not give again what they gave before.")
         found[kind] = outcomes
     return found
+
+
+CARD = """---
+license: mit
+tags:
+- singer
+datasets:
+- images
+---
+# student
+
+<!-- singer_hf begin use -->
+How it is used.
+<!-- singer_hf end use -->
+
+<!-- singer_hf begin results -->
+| task | top-1 |
+|---|---|
+| images | 75.00 % |
+<!-- singer_hf end results -->
+"""
+
+
+def write_jpegs(path: Path) -> None:
+    """Images as JPEGs, which, other than PNGs, hold no checksums."""
+    images = []
+    for row in tiny_images(8):
+        row["image"].save(buffer := io.BytesIO(), "JPEG")
+        images.append({"bytes": buffer.getvalue(), "path": None})
+    features = datasets.Features({"image": datasets.Image()})
+    datasets.Dataset.from_dict({"image": images}, features=features).to_parquet(path)
 
 
 # -- options ----------------------------------------------------------------------------------------------------------
@@ -214,6 +266,8 @@ SCRIPTS = {
     "evaluate": (evaluate_script.EvaluationArguments,),
     "diagnose": (diagnose.DiagnoseArguments,),
 }
+REQUIRED = {"distill": {}, "evaluate": {}, "diagnose": {"model": "vit", "data": "images"}}
+"""Options without a default."""
 _OTHERS = {"output_dir", "use_cpu", "report_to", "deepspeed", "fsdp", "accelerator_config", "push_to_hub", "debug"}
 """Trainer's options that open files, reach for a network, or set up the process."""
 
@@ -228,7 +282,7 @@ def try_options(script: str, options: dict[str, Any]) -> str:
     """The outcome of a config file with these options."""
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()) as message:
         path = Path(folder, "config.json")
-        path.write_text(json.dumps(options))
+        path.write_text(json.dumps(REQUIRED[script] | options))
         argv = ["--config", str(path)]
         argv += ["--output_dir", folder, "--use_cpu", "--report_to", "none"] if script == "distill" else []
         try:
@@ -242,19 +296,24 @@ def try_options(script: str, options: dict[str, Any]) -> str:
         if given_value is None or given_value == []:
             continue  # stands for the default
         value = values[name]
-        same = value == given_value or str(value) == str(given_value) or _as_number(value, given_value)
-        if not same and not isinstance(value, bool):
+        if not _same(value, given_value):
             return "different"
     return "identical"
 
 
-def _as_number(value: Any, given_value: Any) -> bool:
+def _same(value: Any, given_value: Any) -> bool:
+    """Whether an option's value is what stood in the file, or the text, number or switch that it says."""
+    if isinstance(value, bool):
+        return value == string_to_bool(str(given_value))
+    if value == given_value or str(value) == str(given_value):
+        return True
     with contextlib.suppress(TypeError, ValueError):
         first, second = float(value), float(given_value)
         return first == second or (first != first and second != second)
-    with contextlib.suppress(TypeError):
-        return [str(part) for part in value] == [str(part) for part in given_value]
-    return isinstance(value, list) and [str(part) for part in value] == [str(given_value)]
+    if not isinstance(value, list):
+        return False
+    given_values = given_value if isinstance(given_value, list) else [given_value]
+    return len(value) == len(given_values) and all(map(_same, value, given_values))
 
 
 def fuzz_options(count: int, number: int) -> dict[str, dict[str, int]]:
@@ -264,6 +323,8 @@ def fuzz_options(count: int, number: int) -> dict[str, dict[str, int]]:
 
 def _fuzz_script(script: str, count: int, number: int) -> dict[str, int]:
     outcomes = {"error": 0, "identical": 0, "different": 0, "unclear": 0}
+    if try_options(script, {}) != "identical":
+        raise RuntimeError(f"{script} refuses its own required options, so all that follows would be an error.")
 
     @seed(number)
     @settings(max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck))
@@ -287,7 +348,7 @@ def fuzz(count: int, folder: Path, number: int) -> dict[str, Any]:
     files, options = fuzz_files(count, folder, number), fuzz_options(count, number)
     rows = {**files, **{f"options of {name}": row for name, row in options.items()}}
     # A flipped byte of a JPEG is often another valid JPEG, and parquet files of others carry no checksums.
-    undetectable = rows["parquet"].pop("different")
+    undetectable = rows["parquet of JPEGs"].pop("different")
     return {
         "mutations": sum(sum(row.values()) for row in rows.values()) + undetectable,
         "silent": sum(row.get("different", 0) + row["unclear"] for row in rows.values()),

@@ -11,12 +11,16 @@ are outliers.
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
+    sys.path.append(sys.path.pop(0))  # evaluate.py stands beside this file, see there
+
 import json
 import shlex
-import sys
 import time
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal, Optional
 
 if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:

@@ -16,11 +16,15 @@ A config file holds any of the options below, or is the run.json of a run; optio
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
+    sys.path.append(sys.path.pop(0))  # evaluate.py stands beside this file, see there
+
 import json
 import logging
-import sys
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any, Literal, Optional
 
 if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:

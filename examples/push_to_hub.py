@@ -30,6 +30,7 @@ from huggingface_hub import HfApi, ModelCard
 from singer_hf.command_line import errors_in_one_line, parse_options, setup
 from singer_hf.evaluation import find_results
 from singer_hf.release import Destination, License, PublishError, Run, adapter_folder, inherited_license, publish
+from singer_hf.release.amend import read_card
 from singer_hf.release.diagnosis import STATISTICS_PICTURE, card_diagnosis
 from singer_hf.release.emissions import Emissions
 from singer_hf.release.folder import ReleaseFolder, student_folder
@@ -198,7 +199,7 @@ def release(args: PushArguments, run: Run, folder: Path, repo: str, write: Calla
     """One repository: exported, shown or published."""
     destination = Destination(repo, args.revision, args.private, args.exist_ok)
     api, repo_id, published = look(destination, args.dry_run)
-    card = ModelCard.load(Path(args.card)) if args.card else None
+    card = read_card(args.card) if args.card else None
     if card is None and api is not None:
         card = existing_card(destination, api, published)
     made = write(args, run, folder, repo_id, card)

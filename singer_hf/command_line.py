@@ -5,18 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 from safetensors import SafetensorError
 from transformers import HfArgumentParser
 
 from .manifest import CheckpointError
-from .run_record import is_record
-from .sealed import unsealed
+from .release.secrets import LEFT_OUT
+from .run_record import is_record, read_record
 
 logger = logging.getLogger(__name__)
 
@@ -51,12 +52,13 @@ def parse_options(
     head.add_argument("--config")
     path = head.parse_known_args(argv)[0].config
     options = dict(defaults or {})
-    if path is not None:
-        try:
+    try:
+        if path is not None:
             options |= read_config(path, known={action.dest for action in parser._actions} - {"config", "help"})
-        except ConfigError as error:
-            parser.error(str(error))
-    flags = options_as_flags(parser, options)
+        given = {word.partition("=")[0].removeprefix("--") for word in argv if word.startswith("--")}
+        flags = options_as_flags(parser, {name: value for name, value in options.items() if name not in given})
+    except ConfigError as error:
+        parser.error(str(error))
     return parser.parse_args_into_dataclasses([*flags, *argv], look_for_args_file=False)
 
 
@@ -67,16 +69,20 @@ class ConfigError(ValueError):
 def read_config(path: str | Path, known: set[str]) -> dict[str, Any]:
     """Options of a YAML or JSON file, or of a run that its `run.json` records, each with a name in `known`."""
     try:
-        options = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        text = Path(path).read_text(encoding="utf-8")
+        try:
+            options = json.loads(text)  # as YAML, which JSON almost is, its escapes beyond 16 bits would be misread
+        except json.JSONDecodeError:
+            options = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read as YAML or JSON: {error}") from error
     if not isinstance(options, dict):
         raise ConfigError(f"{path} holds {type(options).__name__}; expected options as `name: value`.")
     if is_record(options):
         try:
-            options = unsealed(json.loads(Path(path).read_text(encoding="utf-8")))
+            options = read_record(path)
         except ValueError as error:
-            raise ConfigError(f"{path}: {error}") from error
+            raise ConfigError(str(error)) from error
         if options.get("script") is None:
             raise ConfigError(f"{path} records a run that was started from Python, not by options.")
         options = options["options"]
@@ -87,14 +93,19 @@ def read_config(path: str | Path, known: set[str]) -> dict[str, Any]:
 
 
 def options_as_flags(parser: argparse.ArgumentParser, options: dict[str, Any]) -> list[str]:
-    """What would stand on the command line for these options; None stands for the default.
+    """What would stand on the command line for these options; None and an empty list stand for the default.
 
     A list for an option that takes one value on the command line (report_to) becomes the parser's default instead.
+
+    Raises:
+        ConfigError: a list or a mapping for an option that takes none, or a value that a token was taken out of.
     """
     actions = {action.dest: action for action in parser._actions}
+    hints = {name: hint for each in parser.dataclass_types for name, hint in get_type_hints(each).items()}
     flags = []
     for name, value in options.items():
         action = actions[name]
+        _check_shape(name, value, hints[name])
         if isinstance(value, bool) and action.choices is not None and "no" in action.choices:
             value = "no" if value is False else value  # eval_strategy: no, which is False in YAML
         if value is None or value == []:
@@ -106,6 +117,21 @@ def options_as_flags(parser: argparse.ArgumentParser, options: dict[str, Any]) -
         else:
             flags.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
     return flags
+
+
+def _check_shape(name: str, value: Any, hint: Any) -> None:
+    """That a value of a file is as an option's type has it, as far as words on the command line could not tell."""
+    parts = (hint, *get_args(hint))
+    for kind, what in ((list, "a list"), (dict, "a mapping")):
+        if isinstance(value, kind) and not any(part is kind or get_origin(part) is kind for part in parts):
+            raise ConfigError(f"{name} is {value!r}; expected one value, not {what}.")
+    if LEFT_OUT in str(value):
+        raise ConfigError(f"{name} is recorded without the token that it held: give --{name} on the command line.")
+    for item in value if isinstance(value, list) else ():
+        # Behind an option of several values, such a word would be another option.
+        is_option = isinstance(item, str) and item.startswith("-") and not re.match(r"-[\d.]", item)
+        if is_option or not isinstance(item, str | int | float):
+            raise ConfigError(f"{name} holds {item!r}; expected text without a leading dash, or numbers.")
 
 
 class SetupError(Exception):

@@ -2,7 +2,7 @@
 
     {"script": "distill.py",            the script that `--config run.json` starts it again with; null from Python
      "options": {...},                  options that differ from their defaults, as a --config file holds them
-     "arguments": {...},                every training argument, without tokens
+     "arguments": {...},                every training argument
      "objective": "singer",
      "teacher": {"name", "revision", "model_type", "parameters", "dtype", "adapter"},
      "student": {"name", "revision", "model_type", "parameters", "trainable_parameters"},
@@ -13,7 +13,7 @@
 `null` for what is local. `images` of a stream is `null`, since it has no length; `images` of a session counts those
 that were learnt from, repetitions included. `fingerprint` is `datasets`' own, which tells data apart on one machine. A
 resumed run adds a session; `seconds` is wall time from its first step to its last. Losses step by step are in
-`trainer_state.json`.
+`trainer_state.json`. Tokens are left out, also those inside of addresses: such an option is given again by hand.
 """
 
 from __future__ import annotations
@@ -34,10 +34,12 @@ from torch import nn
 from transformers import TrainerCallback, TrainingArguments
 
 from .provenance import versions
-from .sealed import sealed, unsealed
+from .sealed import SEAL, sealed, unsealed
 from .secrets import without_tokens
 
 RUN_FILE = "run.json"
+_FIELDS = {"script", "options", "arguments", "objective", "teacher", "student", "train_data", "eval_data"}
+_FIELDS |= {"sessions", SEAL}
 _NOT_OPTIONS = {"resume_from_checkpoint", "dry_run"}  # of how a run went on, not of what it is
 
 
@@ -54,7 +56,7 @@ class RunRecord:
         self.content: dict[str, Any] = {
             "script": script,
             "options": {name: value for name, value in options.items() if name not in _NOT_OPTIONS},
-            "arguments": without_tokens(args.to_dict()),
+            "arguments": args.to_dict(),
         }
         self._images_a_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         self._device, self._processes = args.device, args.world_size
@@ -107,7 +109,7 @@ class RunRecord:
         sessions = [*self._earlier, *([] if self._session is None else [self._session])]
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        content = json.loads(json.dumps(self.content | {"sessions": sessions}, default=str))
+        content = without_tokens(json.loads(json.dumps(self.content | {"sessions": sessions}, default=str)))
         text = json.dumps(sealed(content), indent=2)
         unfinished = folder / f"{RUN_FILE}.unfinished"
         unfinished.write_text(text + "\n", encoding="utf-8")
@@ -142,10 +144,12 @@ def read_record(path: str | os.PathLike) -> dict[str, Any]:
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as JSON: {error}") from error
     if not is_record(content):
         raise ValueError(f"{path} is not the record of a run: expected an object with `options` and `sessions`.")
+    if unknown := sorted(content.keys() - _FIELDS):
+        raise ValueError(f"{path} has unknown fields: {', '.join(unknown)}")
     try:
         return unsealed(content)
     except ValueError as error:
@@ -172,9 +176,9 @@ def given_options(options: Any) -> dict[str, Any]:
     values, defaults = (each.to_dict() if is_training else dict(vars(each)) for each in (options, default))
     if is_training:
         defaults["use_cpu"] = False
-    names = [field.name for field in fields(options) if field.init and not field.name.endswith("_token")]
+    names = [field.name for field in fields(options) if field.init]
     given = {name: values[name] for name in names if name == "output_dir" or values[name] != defaults[name]}
-    return without_tokens(given)
+    return {name: value for name, value in given.items() if not name.endswith("_token")}
 
 
 def _model(model: nn.Module) -> dict[str, Any]:

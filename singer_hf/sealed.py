@@ -6,13 +6,14 @@ import hashlib
 import json
 from typing import Any
 
-_SEAL = "sha256"
+SEAL = "sha256"
+"""Field of the checksum."""
 
 
 def sealed(record: dict[str, Any]) -> dict[str, Any]:
     """The record, as JSON gives it back, with the SHA-256 of its content."""
     record = json.loads(json.dumps(record, allow_nan=False))
-    return record | {_SEAL: _digest(record)}
+    return record | {SEAL: _digest(record)}
 
 
 def unsealed(record: dict[str, Any]) -> dict[str, Any]:
@@ -21,8 +22,8 @@ def unsealed(record: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: the content is not what the checksum says.
     """
-    content = {name: value for name, value in record.items() if name != _SEAL}
-    if _SEAL in record and record[_SEAL] != _digest(content):
+    content = {name: value for name, value in record.items() if name != SEAL}
+    if SEAL in record and record[SEAL] != _digest(content):
         raise ValueError(
             "it was changed since it was written: its sha256 is not that of its content. Make it again; whoever "
             "changed it on purpose leaves sha256 out."

@@ -11,7 +11,13 @@ TOKEN = re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{16,}")
 """What the Hub's access tokens look like; they have 34 characters behind the underscore today."""
 
 _SECRET_NAME = re.compile(r"(^|_)(token|api_key|password|secret)$", re.IGNORECASE)
-_LEFT_OUT = "<left out>"
+_IN_ADDRESS = re.compile(
+    r"(?P<before>\b[a-z][a-z0-9+.-]*://[^/\s:@]*:|\bhttps?://)[^/\s@]+(?=@)"  # user:password@, and token@ of the web
+    r"|(?P<name>[?&;][\w.-]*(?:token|api_?key|access_?key|password|secret|signature|credential|sig)=)[^&;#\s]+",
+    re.IGNORECASE,
+)
+LEFT_OUT = "<left out>"
+"""Stands in the place of a token."""
 
 
 class SecretFound(ValueError):
@@ -22,7 +28,7 @@ def without_tokens(value: Any) -> Any:
     """A copy of JSON-like content in which nothing that is, or is named, a token is left, however deep it lies."""
     if isinstance(value, Mapping):
         return {
-            key: _LEFT_OUT if _SECRET_NAME.search(str(key)) and inner is not None else without_tokens(inner)
+            key: LEFT_OUT if _SECRET_NAME.search(str(key)) and inner is not None else without_tokens(inner)
             for key, inner in value.items()
         }
     if isinstance(value, (list, tuple)):
@@ -31,11 +37,15 @@ def without_tokens(value: Any) -> Any:
 
 
 def redacted(text: str, tokens: Iterable[str | None] = ()) -> str:
-    """A text without these tokens, and without anything that looks like one of the Hub's."""
+    """A text without these tokens, and without what looks like one of the Hub's or stands as one in an address.
+
+    In an address those are `user:token@` (of the web also `token@`), and values of parameters by such names.
+    """
     for token in tokens:
         if token:
-            text = text.replace(token, _LEFT_OUT)
-    return TOKEN.sub(_LEFT_OUT, text)
+            text = text.replace(token, LEFT_OUT)
+    text = _IN_ADDRESS.sub(lambda found: (found["before"] or found["name"]) + LEFT_OUT, text)
+    return TOKEN.sub(LEFT_OUT, text)
 
 
 def check_no_tokens(files: Iterable[Path], tokens: Iterable[str | None] = ()) -> None:

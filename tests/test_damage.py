@@ -3,8 +3,6 @@
 import sys
 from pathlib import Path
 
-import pytest
-
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import reliability_fuzz  # noqa: E402
 
@@ -12,11 +10,10 @@ import reliability_fuzz  # noqa: E402
 def test_damaged_files_are_clear_errors_or_change_nothing(tmp_path):
     for kind, outcomes in reliability_fuzz.fuzz_files(12, tmp_path, 3).items():
         assert outcomes["unclear"] == 0, kind
-        assert outcomes["different"] == 0 or kind in ("parquet", "run record"), kind
+        assert outcomes["different"] == 0 or kind == "parquet of JPEGs", kind
         assert outcomes["error"] + outcomes["made_again"] > 0, kind
 
 
-@pytest.mark.xfail(reason="a few values are taken as something else: benchmarks/results/reliability.json")
 def test_options_at_random_are_clear_errors_or_what_was_given():
     for script, outcomes in reliability_fuzz.fuzz_options(12, 3).items():
         assert outcomes["unclear"] == outcomes["different"] == 0, script

@@ -95,6 +95,7 @@ def test_an_adapter_of_another_model_is_warned_of_or_refused(command, capsys):
     wide = command.folder / "wide"
     tiny_vit(hidden_size=32, num_hidden_layers=4).save_pretrained(command.folder / "twin")
     trainer_of(wide, AutoModel.from_pretrained(command.folder / "twin")).save_model()
+    (wide / "adapter" / "manifest.json").unlink()  # it is changed on purpose below
     (args, *_) = parse_options(diagnose.DiagnoseArguments, command(adapter=wide / "adapter"))
     model, _ = diagnose.load_model(args, args.model)
     (wide / "adapter" / "manifest.json").unlink()  # which tells a file that was changed

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -33,8 +34,15 @@ def inputs(tmp_path):
     return tmp_path
 
 
-def launch(inputs, output, processes, *options, launcher=(), check=True, rank=0, **environment):
-    command = [sys.executable, "-m", "accelerate.commands.launch", *launcher, str(ROOT / "examples" / "distill.py")]
+def launch(inputs, output, processes, *options, launcher=(), check=True, rank=0, within=(), **environment):
+    command = [
+        *within,
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        *launcher,
+        str(ROOT / "examples" / "distill.py"),
+    ]
     command += ["--teacher", str(inputs / "teacher"), "--student", str(inputs / "student")]
     command += ["--dataset", str(inputs / "images.parquet"), "--output_dir", str(output), "--lora_r", "4"]
     command += ["--max_steps", "6", "--logging_steps", "1", "--save_strategy", "no", "--report_to", "none"]
@@ -127,6 +135,99 @@ def test_two_machines_train_as_one_process(inputs):
         torch.testing.assert_close(second[name], tensor, rtol=1e-3, atol=2e-5)
     verify_manifest(inputs / "two" / "checkpoint-6")
     assert {"rng_state_0.pth", "rng_state_1.pth"} <= {path.name for path in (inputs / "two/checkpoint-6").iterdir()}
+
+
+@pytest.fixture
+def namespaces():
+    """Two machines as far as the network goes: each a namespace with one address, and a cable between them."""
+    names = [f"singer{os.getpid()}{end}" for end in "ab"]
+    made = shutil.which("ip") and all(
+        subprocess.run(["ip", "netns", "add", name], capture_output=True, check=False).returncode == 0
+        for name in names
+    )
+    try:
+        if not made:
+            pytest.skip("network namespaces are not permitted")
+        ends = ["ip", "link", "add", "cable", "netns", names[0], "type", "veth", "peer", "cable", "netns", names[1]]
+        subprocess.run(ends, check=True)
+        for number, name in enumerate(names, start=1):
+            address = ["ip", "-n", name, "address", "add", f"10.77.0.{number}/24", "dev", "cable"]
+            subprocess.run(address, check=True)
+            for link in ("lo", "cable"):
+                subprocess.run(["ip", "-n", name, "link", "set", link, "up"], check=True)
+        yield [("ip", "netns", "exec", name) for name in names]
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
+
+
+@pytest.mark.slow
+def test_two_machines_with_a_network_between_them(inputs, namespaces):
+    options = ("--use_cpu",)
+    launch(inputs, inputs / "one", 1, *options, launcher=("--num_processes", "1"))
+    config = ("--config_file", str(ROOT / "examples" / "accelerate" / "2_machines.yaml"), "--mixed_precision", "no")
+    config += ("--num_processes", "2", "--main_process_ip", "10.77.0.1", "--main_process_port", "29511")
+
+    def machine(rank):
+        launcher = (*config, "--machine_rank", str(rank))
+        environment = {"ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "cable"}
+        return launch(
+            inputs, inputs / "two", 2, *options, launcher=launcher, rank=rank, within=namespaces[rank], **environment
+        )
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(machine, range(2)))
+    for one, other in zip(losses(inputs / "one"), losses(inputs / "two"), strict=True):
+        assert other == pytest.approx(one, rel=1e-5, abs=1e-7)
+    first, second = (load_file(inputs / name / "model.safetensors") for name in ("one", "two"))
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor, rtol=1e-3, atol=2e-5)
+
+
+_BAD_IN_ONE = """
+import math, sys
+sys.path.append("tests")
+import torch
+from runs import trainer_of, weights
+from safetensors.torch import save_file
+from transformers import TrainerCallback
+
+class Poison(TrainerCallback):
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        bad = state.global_step == 1 and args.process_index == 1
+        model.objective.weights = {"kd": math.nan if bad else 1.0, "outlier": 0.01, "info": 1.0}
+
+for policy in ("skip", "stop"):
+    folder = f"{sys.argv[1]}/{policy}"
+    trainer = trainer_of(folder, max_steps=3, per_device_train_batch_size=4, nonfinite=policy, callbacks=[Poison()])
+    message = ""
+    try:
+        trainer.train()
+    except FloatingPointError as error:
+        message = str(error)
+    assert trainer.args.world_size == 2
+    assert ("at step 1" in message) == (policy == "stop"), message
+    assert trainer.nonfinite.skipped == (policy == "skip")
+    kept = {name: tensor.contiguous() for name, tensor in weights(trainer).items()}
+    assert all(torch.isfinite(tensor).all() for tensor in kept.values())
+    save_file(kept, f"{folder}-{trainer.args.process_index}.safetensors")
+    torch.distributed.barrier()
+"""
+
+
+@pytest.mark.slow
+def test_a_bad_batch_of_one_process_is_every_process_s(tmp_path):
+    (tmp_path / "train.py").write_text(_BAD_IN_ONE)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
+    command += [str(tmp_path / "train.py"), str(tmp_path)]
+    result = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    for policy in ("skip", "stop"):
+        first, second = (load_file(tmp_path / f"{policy}-{rank}.safetensors") for rank in range(2))
+        assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_fsdp_of_the_whole_run_is_refused(inputs):

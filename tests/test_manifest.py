@@ -4,6 +4,7 @@ import errno
 import json
 import pickle
 import shutil
+import subprocess
 
 import pytest
 from runs import assert_same_weights, trainer_of, weights
@@ -152,6 +153,22 @@ def test_a_failed_save_leaves_the_checkpoint_before_it(run, tmp_path, monkeypatc
     again = trainer_of(tmp_path, **SAVING)
     again.train(resume_from_checkpoint=True)
     assert_same_weights(weights(again), run[1])
+
+
+def test_a_disk_that_is_full(run, tmp_path):
+    """A real one, of 700 kB, where mounting is permitted."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=700k", "none", str(tmp_path)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("mounting is not permitted")
+    try:
+        with pytest.raises(CheckpointError, match="checkpoint-6 cannot be written: the disk is full.*-4 is whole"):
+            trainer_of(tmp_path, **SAVING).train()
+        subprocess.run(["mount", "-o", "remount,size=20m", str(tmp_path)], check=True)
+        again = trainer_of(tmp_path, **SAVING)
+        again.train(resume_from_checkpoint=True)
+        assert_same_weights(weights(again), run[1])
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
 
 
 def test_a_pickle_in_a_checkpoint_is_not_executed(run, tmp_path):

@@ -8,10 +8,11 @@ import datasets
 import pytest
 from families import tiny_vit, vit_processor
 from images import image_dataset
-from runs import assert_same_weights, trainer_of, weights
+from runs import arguments, assert_same_weights, trainer_of, weights
 
+from singer_hf import DistillationArguments
 from singer_hf.command_line import ConfigError, parse_options, read_config
-from singer_hf.run_record import RUN_FILE, given_options, read_record
+from singer_hf.run_record import RUN_FILE, RunRecord, given_options, read_record
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
 import distill  # noqa: E402
@@ -105,6 +106,43 @@ def test_what_is_no_record(tmp_path, text):
     (tmp_path / RUN_FILE).write_text(text)
     with pytest.raises(ValueError, match=RUN_FILE):
         read_record(tmp_path / RUN_FILE)
+
+
+def test_unknown_fields_of_a_record_are_refused(tmp_path):
+    (tmp_path / RUN_FILE).write_text(json.dumps({"options": {}, "sessions": [], "sha256_": ""}))
+    with pytest.raises(ValueError, match="unknown fields: sha256_"):
+        read_record(tmp_path / RUN_FILE)
+
+
+def test_tokens_inside_of_addresses_are_left_out_and_asked_for(tmp_path, capsys):
+    script = distill.ScriptArguments(
+        dataset="https://me:s3cr1t@host/x.parquet?token=s3cr2t", teacher="https://s3cr3t@host/t"
+    )
+    RunRecord(arguments(tmp_path), "distill.py", script).save(tmp_path)
+    text = (tmp_path / RUN_FILE).read_text()
+    assert "s3cr" not in text and "https://me:<left out>@host" in text
+    again = ["--config", str(tmp_path / RUN_FILE), "--teacher", "t"]
+    with pytest.raises(SystemExit):
+        parse_options((distill.ScriptArguments, DistillationArguments), again)
+    assert "dataset is recorded without the token that it held" in capsys.readouterr().err
+    script, *_ = parse_options((distill.ScriptArguments, DistillationArguments), [*again, "--dataset", "d"])
+    assert (script.teacher, script.dataset) == ("t", "d")
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"dataset": {"a": 1}}, {"lora_r": [4]}, {"teacher_layers": [[1]]}, {"teacher_layers": ["--lora_r", "8"]}],
+)
+def test_values_of_a_shape_that_the_option_has_not(tmp_path, option, capsys):
+    (tmp_path / "config.json").write_text(json.dumps(option))
+    with pytest.raises(SystemExit):
+        distill.parse_arguments(["--config", str(tmp_path / "config.json")])
+    assert next(iter(option)) in capsys.readouterr().err
+
+
+def test_text_beyond_16_bits_in_json(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"dataset": "\U0001f426"}))
+    assert read_config(tmp_path / "config.json", known={"dataset"}) == {"dataset": "\U0001f426"}
 
 
 def test_unknown_options_of_a_record_are_refused(tmp_path, capsys):

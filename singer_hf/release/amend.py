@@ -11,8 +11,10 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 _SECTION = re.compile(
@@ -21,6 +23,19 @@ _SECTION = re.compile(
     re.DOTALL,
 )
 _METADATA = re.compile(r"\n*<!-- singer_hf metadata (?P<json>.*?) -->\n?", re.DOTALL)
+
+
+def read_card(path: str | Path) -> ModelCard:
+    """The card in a file.
+
+    Raises:
+        ValueError: it is none, or its metadata cannot be read.
+    """
+    try:
+        return ModelCard.load(Path(path))
+    except (ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
+        # Of the library, which takes some of the metadata for granted.
+        raise ValueError(f"{path} is no card that can be amended: {type(error).__name__}: {error}") from error
 
 
 def sealed(card: ModelCard) -> ModelCard:
@@ -38,7 +53,13 @@ def amend(existing: ModelCard, generated: ModelCard) -> tuple[ModelCard, list[st
 
     Returns:
         The new card, and a sentence for each thing of it that was kept although another was generated.
+
+    Raises:
+        ValueError: half a marker is left of a section or of the metadata, or all the metadata is gone, which is damage
+            sooner than somebody's wish.
     """
+    existing = ModelCard(existing.content.replace("\r\n", "\n"))  # of an editor that changed line ends
+    _check_whole(existing)
     kept: list[str] = []
     new = {found["name"]: found["text"] for found in _SECTION.finditer(generated.text)}
     before = _last_generated(existing.text)
@@ -60,6 +81,20 @@ def amend(existing: ModelCard, generated: ModelCard) -> tuple[ModelCard, list[st
     text = _SECTION.sub(replaced, text)
     comment = _METADATA.search(generated.text)
     return _with_body(data, text.rstrip() + "\n\n" + comment[0].strip()), kept
+
+
+def _check_whole(card: ModelCard) -> None:
+    rest = _METADATA.sub("", _SECTION.sub("", card.text))
+    if found := re.search(r".*singer_hf (begin|end|metadata)\b.*", rest):
+        raise ValueError(
+            f"The card is damaged: {found[0][:80]!r} is half of a pair of markers, or cut. Take the line out to keep "
+            "what stands there as your own text."
+        )
+    if _last_generated(card.text) and not card.data.to_dict():
+        raise ValueError(
+            "The card is damaged: its metadata, which stood between two lines of --- at its head, cannot be found. "
+            "Put it back, or take the comment 'singer_hf metadata' out to have it generated anew."
+        )
 
 
 def _section(name: str, text: str) -> str:

@@ -35,6 +35,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff, validate_repo_id
 
 from ..secrets import SecretFound, check_no_tokens, redacted
+from .amend import read_card
 from .patience import patiently, reason, retry_after
 
 # What unpickles, or runs, on a stranger's machine.
@@ -146,7 +147,7 @@ def existing_card(destination: Destination, api: HfApi, published: list[str] | N
             path = api.hf_hub_download(repo_id, "README.md", revision=destination.revision, cache_dir=cache)
         except RevisionNotFoundError:
             path = api.hf_hub_download(repo_id, "README.md", cache_dir=cache)
-        return ModelCard.load(Path(path))
+        return read_card(path)
 
 
 def check_free(repo_id: str, published: list[str] | None, files: dict[str, Path], exist_ok: bool) -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
-from huggingface_hub import CommitInfo, ModelCard
+from huggingface_hub import CommitInfo
 
 from ..checkpoint import ADAPTER_FOLDER, OBJECTIVE_FILE
+from .amend import read_card
 from .export import export_adapter
 from .folder import student_folder
 from .license import License, inherited_license
@@ -35,7 +36,7 @@ def training_release(source: str | Path, repo_id: str, existing: str | Path | No
     source, folder = Path(source), Path(mkdtemp(prefix="singer_hf_release_"))
     try:
         run = Run.load(source)
-        card = ModelCard.load(Path(existing)) if existing is not None and Path(existing).exists() else None
+        card = read_card(existing) if existing is not None and Path(existing).exists() else None
         teacher = run.hub_model("teacher")
         given = facts.pop("license", None)
         license = inherited_license(run.sources()) if given is None else License(given, "as its author states")

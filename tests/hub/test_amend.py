@@ -23,6 +23,28 @@ def test_a_card_amended_by_itself_is_itself(card):
     assert amend(ModelCard(amended.content.replace("\n", "\r\n")), generated)[1] == []
 
 
+def test_changed_line_ends_hide_no_section(card, exported):
+    with_results = card(results=[result_of(exported.fingerprint)])
+    amended, kept = amend(ModelCard(card().content.replace("\n", "\r\n")), with_results)
+    assert "75.00 %" in amended.text and kept == []
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("<!-- singer_hf end citation -->", ""),
+        ("singer_hf begin citation", "singer_hf begin"),
+        (" -->\n", ""),
+        ("---", "--"),
+    ],
+)
+def test_a_damaged_card_is_refused(card, before, after):
+    generated = card()
+    cut = generated.content.rstrip()[:-4] if before == " -->\n" else generated.content.replace(before, after, 1)
+    with pytest.raises(ValueError, match="The card is damaged"):
+        amend(ModelCard(cut), generated)
+
+
 def test_text_by_hand_stays_where_it_stands_and_sections_follow_the_records(card, exported):
     first = card().content
     by_hand = first.replace("# student\n", "# student\n").replace(
