@@ -96,7 +96,6 @@ class DataPipeline:
         }
         if isinstance(dataset, torch.utils.data.IterableDataset):
             views = StreamingDistillationDataset(dataset, shuffle_buffer_size=args.shuffle_buffer_size, **options)
-            views.require_images()  # here and not in a worker
             dealing = Dealing(args.train_batch_size, args.process_index, args.world_size, args.stream_split)
             return TrainingStream(views, dealing, Retries(args.data_retries, timeout=args.data_timeout))
         images = DistillationDataset(dataset, **options)

@@ -57,6 +57,7 @@ class StreamPosition:
         batches: taken by this process since the start of the run.
         last: turn of a worker -> (epoch, row in it) of the last sample taken from it.
         workers, processes, batch_size, split: of the run that took them.
+        order: of the stream that they were taken from, see [`TrainingStream.order`].
     """
 
     batches: int = 0
@@ -65,6 +66,7 @@ class StreamPosition:
     processes: int = 1
     batch_size: int = 1
     split: str = "samples"
+    order: dict[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         return vars(self) | {"last": {str(turn): list(place) for turn, place in self.last.items()}}
@@ -87,19 +89,37 @@ class TrainingStream(IterableDataset):
         retries: for a source that fails on the way.
 
     Raises:
-        EmptyDatasetError, CorruptImageError, DataSourceError: while iterating.
+        EmptyDatasetError: here, so that an empty stream does not end in a worker; or in an empty share of the files.
+        CorruptImageError, DataSourceError: while iterating.
     """
 
     def __init__(self, views: StreamingDistillationDataset, dealing: Dealing, retries: Retries | None = None):
         self.views, self.dealing, self.retries = views, dealing, retries or Retries()
         self.start = StreamPosition()
+        self.order = {
+            "shuffle_buffer_size": views.shuffle_buffer_size,
+            "data_seed": views.seed,
+            "number of files": views.dataset.num_shards,
+            "hash of the first image": views.first_image(),
+        }
+        """What the order of rows depends on beside the epoch, as JSON. The data are known by files and first image."""
 
     def resume(self, position: StreamPosition, workers: int) -> None:
         """The next iteration goes on behind `position`.
 
         Raises:
-            DataSourceError: files are dealt out, and now to others.
+            DataSourceError: the stream's order is another one, or files are dealt out, and now to others.
         """
+        before, now = position.order, self.order
+        changed = [
+            f"{name} = {before.get(name)}, now {value}" for name, value in now.items() if before.get(name) != value
+        ]
+        if changed:
+            raise DataSourceError(
+                f"The checkpoint's stream had {'; '.join(changed)}: its position means nothing in another order. "
+                "Resume with the same data and options, or start the stream from its beginning with "
+                "ignore_data_skip=True."
+            )
         before = (position.processes, position.workers, position.batch_size, position.split)
         now = (self.dealing.processes, max(workers, 1), self.dealing.batch_size, self.dealing.split)
         if before != now and "shards" in (position.split, self.dealing.split):
@@ -213,7 +233,7 @@ class StreamLoader:
         start = self.stream.start
         kept = dict(start.last) if dealing.split == "shards" else {}
         shared = {"processes": dealing.processes, "batch_size": dealing.batch_size, "split": dealing.split}
-        position = StreamPosition(start.batches, kept, workers, **shared)
+        position = StreamPosition(start.batches, kept, workers, **shared, order=self.stream.order)
         for batch in self.loader:
             epoch, row = batch.pop("position")[-1].tolist()
             position.last[position.batches % workers] = (epoch, row)

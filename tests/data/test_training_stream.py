@@ -49,11 +49,11 @@ def source(tmp_path_factory):
     return {"parquet": str(folder / "*.parquet"), "tar": str(folder / "*.tar")}
 
 
-def stream(path, *, process=0, processes=1, split="samples", batch=BATCH, buffer=8, **options):
+def stream(path, *, process=0, processes=1, split="samples", batch=BATCH, buffer=8, seed=1, **options):
     kind = load_images(path, split="train", streaming=True) if isinstance(path, str) else path
     column = "image" if "image" in (kind.features or {"image": 0}) else "jpg"
     views = StreamingDistillationDataset(
-        kind, train_transform(8), image_column=column, shuffle_buffer_size=buffer, seed=1, **options
+        kind, train_transform(8), image_column=column, shuffle_buffer_size=buffer, seed=seed, **options
     )
     return TrainingStream(views, Dealing(batch, process, processes, split))
 
@@ -119,6 +119,17 @@ def test_samples_resume_with_other_processes_workers_and_batches(source):
     first, positions = take(source["parquet"], 3, workers=2, processes=2)
     rest, _ = take(source["parquet"], 9, workers=0, batch=4, positions=[positions[0]])
     assert sum(first, []) + sum(rest, []) == sum(whole, [])
+
+
+def test_a_position_in_another_order_is_refused(source):
+    _, (position,) = take(source["parquet"], 3, workers=0)
+    for options, change in (({"buffer": 4}, "shuffle_buffer_size = 8, now 4"), ({"seed": 2}, "data_seed = 1, now 2")):
+        with pytest.raises(DataSourceError, match=f"{change}.*ignore_data_skip"):
+            loader_of(stream(source["parquet"], **options), 0, position)
+    with pytest.raises(DataSourceError, match="number of files = 2, now 1"):
+        loader_of(stream(source["parquet"].replace("*", "0")), 0, position)
+    with pytest.raises(DataSourceError, match="hash of the first image"):
+        loader_of(stream(image_dataset(jpegs(3)[1:]).to_iterable_dataset(2)), 0, position)
 
 
 @pytest.mark.parametrize("kind", ["parquet", "tar"])
