@@ -164,7 +164,7 @@ class TrainingStream(IterableDataset):
         """((epoch, row), encoded row) behind a place, pass after pass."""
         for epoch in itertools.count(after[0]):
             skip, count = after[1] + 1 if epoch == after[0] else 0, 0
-            for row in reopening(lambda position, epoch=epoch: self._one_pass(epoch, share, position), self.retries):
+            for row in reopening(lambda epoch=epoch: self._one_pass(epoch, share), self.retries):
                 if count >= skip:
                     yield (epoch, count), row
                 count += 1
@@ -173,14 +173,13 @@ class TrainingStream(IterableDataset):
                     EMPTY_STREAM if share is None else "There are fewer files than workers: stream_split=samples."
                 )
 
-    def _one_pass(self, epoch: int, share: tuple[int, int] | None, position: int) -> Iterator[Any]:
+    def _one_pass(self, epoch: int, share: tuple[int, int] | None) -> Iterator[Any]:
         stream = self.views.ordered(epoch)
         if share is not None:
             stream = split_dataset_by_node(stream, rank=share[0], world_size=share[1])
         # Not iter(stream): in a worker, datasets would deal the files out once more.
         batches = stream.iter(batch_size=_ROWS_AT_ONCE)
-        rows = (dict(zip(batch, row, strict=True)) for batch in batches for row in zip(*batch.values(), strict=True))
-        return itertools.islice(rows, position, None)
+        return (dict(zip(batch, row, strict=True)) for batch in batches for row in zip(*batch.values(), strict=True))
 
     # -- decoding -----------------------------------------------------------------------------------------------------
     def _items(self, rows: Iterator[tuple[bool, tuple[int, int], Any]]) -> Iterator[dict[str, Tensor]]:
