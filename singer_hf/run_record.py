@@ -56,7 +56,8 @@ class RunRecord:
             "options": {name: value for name, value in options.items() if name not in _NOT_OPTIONS},
             "arguments": without_tokens(args.to_dict()),
         }
-        self._images_a_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        self._batches_a_step = args.gradient_accumulation_steps * args.world_size
+        self._images_a_step = 0
         self._device, self._processes = args.device, args.world_size
         self._earlier: list[dict[str, Any]] = []
         self._session: dict[str, Any] | None = None
@@ -79,8 +80,9 @@ class RunRecord:
         path = Path(folder, RUN_FILE)
         self._earlier = read_record(path)["sessions"] if path.exists() else []
 
-    def begin(self, step: int) -> None:
-        """Starts a session at a number of steps done."""
+    def begin(self, step: int, batch_size: int) -> None:
+        """Starts a session at a number of steps done, with batches of `batch_size` images a process."""
+        self._images_a_step = batch_size * self._batches_a_step
         self._start = time.perf_counter()
         self._session = {
             "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -121,7 +123,7 @@ class RecordRun(TrainerCallback):
         self.record = record
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.record.begin(state.global_step)
+        self.record.begin(state.global_step, state.train_batch_size)  # which auto_find_batch_size may have lowered
         if state.is_world_process_zero:
             self.record.save(args.output_dir)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import datasets
 import pytest
+import torch
 from families import tiny_vit, vit_processor
 from images import image_dataset
 from runs import assert_same_weights, trainer_of, weights
@@ -37,6 +38,22 @@ def test_models_data_and_time_are_recorded(tmp_path):
     assert (session["first_step"], session["last_step"], session["images"]) == (0, 3, 3 * 2 * 8)
     assert 0 < session["seconds"] < 600
     assert session["versions"]["torch"] and session["hardware"]["processes"] == 1
+
+
+def test_images_are_counted_by_the_batch_that_was_found(tmp_path):
+    trainer = trainer_of(tmp_path, max_steps=3, auto_find_batch_size=True)
+    step, tried = trainer.training_step, []
+
+    def small_memory(model, inputs, *args, **kwargs):
+        tried.append(len(inputs["pixel_values"]))
+        if tried[-1] == 8:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return step(model, inputs, *args, **kwargs)
+
+    trainer.training_step = small_memory
+    trainer.train()
+    (session,) = read_record(tmp_path / RUN_FILE)["sessions"]
+    assert tried[0] == 8 and session["images"] == sum(tried[1:])
 
 
 def test_a_resumed_run_adds_a_session(tmp_path):
