@@ -6,18 +6,21 @@
      "objective": "singer",
      "teacher": {"name", "revision", "model_type", "parameters", "dtype", "adapter"},
      "student": {"name", "revision", "model_type", "parameters", "trainable_parameters"},
-     "train_data", "eval_data": {"name", "split", "revision", "fingerprint", "images"},
+     "train_data", "eval_data": {"name", "split", "revision", "fingerprint", "images", "files"},
      "sessions": [{"started", "first_step", "last_step", "images", "seconds", "hardware", "versions"}]}
 
 `adapter` is the adapter's configuration, `null` where the objective trains none. `revision` is a commit of the Hub,
 `null` for what is local. `images` of a stream is `null`, since it has no length; `images` of a session counts those
-that were learnt from, repetitions included. `fingerprint` is `datasets`' own, which tells data apart on one machine. A
+that were learnt from, repetitions included. `fingerprint` is `datasets`' own, which tells data apart on one machine;
+of a stream that `load_images` opened it is a hash of revision and `files`: file -> bytes (`null` on the Hub, where the
+revision settles them), beyond 1,000 files their common folder -> bytes. `files` of what is no stream is `null`. A
 resumed run adds a session; `seconds` is wall time from its first step to its last. Losses step by step are in
 `trainer_state.json`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -206,12 +209,21 @@ def _data(dataset: Any) -> dict[str, Any] | dict[str, dict] | None:
     checksums = getattr(info, "download_checksums", None) or {}
     commits = {match[1] for name in checksums if (match := re.match(r"hf://datasets/[^@]+@([0-9a-f]{40})/", name))}
     split = getattr(dataset, "split", None)
+    revision = commits.pop() if len(commits) == 1 else None
+    images = len(dataset) if hasattr(dataset, "__len__") else None
+    files, fingerprint = None, getattr(dataset, "_fingerprint", None)
+    if images is None and checksums:  # a stream; load_images notes its split's files alone
+        folder = os.path.commonprefix(list(checksums)).rstrip("/").rpartition("/")[0] + "/"
+        files = {name.removeprefix(folder): entry["num_bytes"] for name, entry in checksums.items()}
+        content = json.dumps([revision, sorted(files.items())])
+        fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
     return {
         "name": getattr(info, "dataset_name", None),
         "split": None if split is None else str(split),
-        "revision": commits.pop() if len(commits) == 1 else None,
-        "fingerprint": getattr(dataset, "_fingerprint", None),
-        "images": len(dataset) if hasattr(dataset, "__len__") else None,
+        "revision": revision,
+        "fingerprint": fingerprint,
+        "images": images,
+        "files": files,
     }
 
 

@@ -74,6 +74,34 @@ def test_a_stream_and_several_held_out_sets(tmp_path):
     assert {name: part["images"] for name, part in trainer.record.content["eval_data"].items()} == {"a": 8, "b": 9}
 
 
+def test_the_files_of_a_stream_are_recorded(tmp_path, monkeypatch):
+    from singer_hf.data import loading
+    from singer_hf.run_record import _data
+
+    for name, count in (("train-0", 8), ("train-1", 9), ("test-0", 4)):
+        image_dataset(count).to_parquet(tmp_path / f"{name}.parquet")
+    sizes = {path.name: path.stat().st_size for path in sorted(tmp_path.glob("train-*"))}
+    record = _data(loading.load_images(tmp_path, split="train", streaming=True, max_samples=10))
+    assert record["files"] == sizes and record["images"] is None and record["split"] == "train"
+    other = _data(loading.load_images(tmp_path, split="test", streaming=True))
+    assert record["fingerprint"] != other["fingerprint"] is not None
+    monkeypatch.setattr(loading, "_MOST_FILES", 1)
+    record = _data(loading.load_images(tmp_path, split="train", streaming=True))
+    assert record["files"] == {f"{tmp_path.name}/": sum(sizes.values())}
+    assert _data(image_dataset(4))["files"] is None
+
+
+def test_the_commit_of_a_streamed_hub_dataset_is_noted():
+    from singer_hf.data.loading import _sizes
+    from singer_hf.run_record import _data
+
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    stream = image_dataset(4).to_iterable_dataset()
+    stream.info.download_checksums = _sizes([f"hf://datasets/owner/name@{commit}/data/train-{n}.tar" for n in (0, 1)])
+    record = _data(stream)
+    assert record["revision"] == commit and record["files"] == {"train-0.tar": None, "train-1.tar": None}
+
+
 def test_tokens_are_not_recorded(tmp_path):
     trainer = trainer_of(tmp_path, hub_token="hf_secret")
     trainer.train()
