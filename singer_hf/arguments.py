@@ -111,7 +111,8 @@ class DistillationArguments(TrainingArguments):
         default="samples",
         metadata={
             "help": "Streamed data: samples: every worker reads all of it and decodes its own images, in an order "
-            "that (seed, epoch) alone determines; shards: each worker reads files of its own, where reading is slow."
+            "that (seed, epoch) alone determines; shards: each worker reads files of its own, where reading is slow; "
+            "processes × workers must divide their number."
         },
     )
     data_retries: int = field(

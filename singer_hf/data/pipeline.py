@@ -102,7 +102,9 @@ class DataPipeline:
                 )
             views = StreamingDistillationDataset(dataset, shuffle_buffer_size=args.shuffle_buffer_size, **options)
             dealing = Dealing(args.train_batch_size, args.process_index, args.world_size, args.stream_split)
-            return TrainingStream(views, dealing, Retries(args.data_retries, timeout=args.data_timeout))
+            stream = TrainingStream(views, dealing, Retries(args.data_retries, timeout=args.data_timeout))
+            stream.require_even_shares(args.dataloader_num_workers)
+            return stream
         images = DistillationDataset(dataset, **options)
         batch = args.train_batch_size * args.world_size
         if args.dataloader_drop_last and len(images) < batch:

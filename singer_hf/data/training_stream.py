@@ -131,9 +131,23 @@ class TrainingStream(IterableDataset):
             )
         self.start = position
 
+    def require_even_shares(self, workers: int) -> None:
+        """Raises `DataSourceError` where files are dealt out and each reader does not get as many.
+
+        `datasets` would let every reader read all files then, and keep every so many-th row.
+        """
+        readers, files = self.dealing.processes * max(workers, 1), self.order["number of files"]
+        if self.dealing.split == "shards" and files % readers:
+            raise DataSourceError(
+                f"{files} files cannot be dealt out evenly to {readers} readers ({self.dealing.processes} processes "
+                f"of {max(workers, 1)} workers): with stream_split=shards the number of readers must divide that of "
+                "files. Set dataloader_num_workers so, or take stream_split=samples."
+            )
+
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         info = get_worker_info()
         worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
+        self.require_even_shares(workers)
         rows = self._of_all(worker, workers) if self.dealing.split == "samples" else self._of_own(worker, workers)
         return self._items(rows)
 
@@ -170,7 +184,7 @@ class TrainingStream(IterableDataset):
                 count += 1
             if not count:
                 raise EmptyDatasetError(
-                    EMPTY_STREAM if share is None else "There are fewer files than workers: stream_split=samples."
+                    EMPTY_STREAM if share is None else f"The files of reader {share[0]} of {share[1]} hold no images."
                 )
 
     def _one_pass(self, epoch: int, share: tuple[int, int] | None) -> Iterator[Any]:

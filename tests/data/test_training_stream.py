@@ -106,6 +106,16 @@ def test_files_dealt_out_are_seen_once_a_pass_and_resumed(source):
         loader_of(stream(source["parquet"], processes=2, split="shards"), 3, positions[0])
 
 
+@pytest.mark.parametrize("files, processes, workers", [(3, 2, 1), (2, 2, 3), (2, 1, 4)])
+def test_files_that_cannot_be_dealt_out_evenly(files, processes, workers):
+    data = image_dataset(jpegs(8)).to_iterable_dataset(files)
+    with pytest.raises(DataSourceError, match=f"{files} files .* {processes * workers} readers.*stream_split=samples"):
+        stream(data, processes=processes, split="shards").require_even_shares(workers)
+    stream(data, processes=processes).require_even_shares(workers)
+    with pytest.raises(DataSourceError, match="3 files"):
+        next(iter(stream(image_dataset(jpegs(8)).to_iterable_dataset(3), processes=2, split="shards")))
+
+
 def test_two_workers_take_turns_where_they_were(source):
     options = {"workers": 2, "split": "shards"}
     whole, _ = take(source["parquet"], 18, **options)
