@@ -43,7 +43,7 @@ from singer_hf import (
     load_vision_model,
 )
 from singer_hf.command_line import errors_in_one_line, parse_options, setup
-from singer_hf.data import find_processor, load_images
+from singer_hf.data import find_processor, in_memory, load_images
 from singer_hf.objectives import objective_class
 
 
@@ -76,9 +76,18 @@ class ScriptArguments:
     eval_split: Optional[str] = field(
         default=None, metadata={"help": "Held-out split; needed for eval_strategy, best checkpoint, early stopping."}
     )
-    streaming: bool = field(default=False, metadata={"help": "Stream the training images; needs max_steps."})
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Stream dataset without a copy; needs max_steps, and with an eval_split of it max_eval_samples. "
+            "An eval_dataset is loaded whole."
+        },
+    )
     max_train_samples: Optional[int] = field(default=None, metadata={"help": "Use only so many training images."})
-    max_eval_samples: Optional[int] = field(default=None, metadata={"help": "Use only so many held-out images."})
+    max_eval_samples: Optional[int] = field(
+        default=None,
+        metadata={"help": "Use only so many held-out images, evenly spaced; of a streamed dataset the first."},
+    )
     lora_r: int = field(default=64, metadata={"help": "Rank r of the adapter (paper: 64)."})
     lora_alpha: Optional[int] = field(default=None, metadata={"help": "Scale of the adapter; default: r."})
     init_lora_weights: Optional[str] = field(
@@ -121,14 +130,21 @@ def load_data(script: ScriptArguments, max_steps: int):
     if script.eval_split is None and script.eval_dataset is None:
         return train, None
     same = script.eval_dataset is None
+    streamed = same and script.streaming  # preparing one split would download them all
+    if streamed and script.max_eval_samples is None:
+        raise ValueError(
+            "--streaming with --eval_split needs --max_eval_samples: so many images of the split are read before the "
+            "first step and kept in memory, still encoded. Or name a dataset of its own by --eval_dataset."
+        )
     held_out = load_images(
         script.dataset if same else script.eval_dataset,
         split=script.eval_split or script.train_split,
         config_name=script.dataset_config if same else None,
         revision=script.dataset_revision if same else None,
+        streaming=streamed,
         max_samples=script.max_eval_samples,
     )
-    return train, held_out
+    return train, in_memory(held_out) if streamed else held_out
 
 
 def build_trainer(script: ScriptArguments, args: DistillationArguments) -> DistillationTrainer:

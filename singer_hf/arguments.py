@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, fields
 from typing import Any, Optional, Union
 
 from transformers import TrainingArguments
@@ -119,7 +120,8 @@ class DistillationArguments(TrainingArguments):
         default="samples",
         metadata={
             "help": "Streamed data: samples: every worker reads all of it and decodes its own images, in an order "
-            "that (seed, epoch) alone determines; shards: each worker reads files of its own, where reading is slow."
+            "that (seed, epoch) alone determines; shards: each worker reads files of its own, where reading is slow; "
+            "processes × workers must divide their number."
         },
     )
     data_retries: int = field(
@@ -186,6 +188,10 @@ class DistillationArguments(TrainingArguments):
         _one_of("normalization", self.normalization, NORMALIZATIONS)
         _one_of("stream_split", self.stream_split, STREAM_SPLITS)
         _one_of("nonfinite", self.nonfinite, POLICIES)
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if isinstance(value, float) and not math.isfinite(value):  # which JSON does not know either
+                raise ValueError(f"{each.name} must be a finite number, got {value}.")
         for name in ("data_retries", "data_timeout", "max_nonfinite_steps"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")

@@ -6,18 +6,21 @@
      "objective": "singer",
      "teacher": {"name", "revision", "model_type", "parameters", "dtype", "adapter"},
      "student": {"name", "revision", "model_type", "parameters", "trainable_parameters"},
-     "train_data", "eval_data": {"name", "split", "revision", "fingerprint", "images"},
+     "train_data", "eval_data": {"name", "split", "revision", "fingerprint", "images", "files"},
      "sessions": [{"started", "first_step", "last_step", "images", "seconds", "hardware", "versions"}]}
 
 `adapter` is the adapter's configuration, `null` where the objective trains none. `revision` is a commit of the Hub,
 `null` for what is local. `images` of a stream is `null`, since it has no length; `images` of a session counts those
-that were learnt from, repetitions included. `fingerprint` is `datasets`' own, which tells data apart on one machine. A
+that were learnt from, repetitions included. `fingerprint` is `datasets`' own, which tells data apart on one machine;
+of a stream that `load_images` opened it is a hash of revision and `files`: file -> bytes (`null` on the Hub, where the
+revision settles them), beyond 1,000 files their common folder -> bytes. `files` of what is no stream is `null`. A
 resumed run adds a session; `seconds` is wall time from its first step to its last. Losses step by step are in
 `trainer_state.json`. Tokens are left out, also those inside of addresses: such an option is given again by hand.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -58,7 +61,8 @@ class RunRecord:
             "options": {name: value for name, value in options.items() if name not in _NOT_OPTIONS},
             "arguments": args.to_dict(),
         }
-        self._images_a_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        self._batches_a_step = args.gradient_accumulation_steps * args.world_size
+        self._images_a_step = 0
         self._device, self._processes = args.device, args.world_size
         self._earlier: list[dict[str, Any]] = []
         self._session: dict[str, Any] | None = None
@@ -81,8 +85,9 @@ class RunRecord:
         path = Path(folder, RUN_FILE)
         self._earlier = read_record(path)["sessions"] if path.exists() else []
 
-    def begin(self, step: int) -> None:
-        """Starts a session at a number of steps done."""
+    def begin(self, step: int, batch_size: int) -> None:
+        """Starts a session at a number of steps done, with batches of `batch_size` images a process."""
+        self._images_a_step = batch_size * self._batches_a_step
         self._start = time.perf_counter()
         self._session = {
             "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -123,7 +128,7 @@ class RecordRun(TrainerCallback):
         self.record = record
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.record.begin(state.global_step)
+        self.record.begin(state.global_step, state.train_batch_size)  # which auto_find_batch_size may have lowered
         if state.is_world_process_zero:
             self.record.save(args.output_dir)
 
@@ -208,12 +213,21 @@ def _data(dataset: Any) -> dict[str, Any] | dict[str, dict] | None:
     checksums = getattr(info, "download_checksums", None) or {}
     commits = {match[1] for name in checksums if (match := re.match(r"hf://datasets/[^@]+@([0-9a-f]{40})/", name))}
     split = getattr(dataset, "split", None)
+    revision = commits.pop() if len(commits) == 1 else None
+    images = len(dataset) if hasattr(dataset, "__len__") else None
+    files, fingerprint = None, getattr(dataset, "_fingerprint", None)
+    if images is None and checksums:  # a stream; load_images notes its split's files alone
+        folder = os.path.commonprefix(list(checksums)).rstrip("/").rpartition("/")[0] + "/"
+        files = {name.removeprefix(folder): entry["num_bytes"] for name, entry in checksums.items()}
+        content = json.dumps([revision, sorted(files.items())])
+        fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
     return {
         "name": getattr(info, "dataset_name", None),
         "split": None if split is None else str(split),
-        "revision": commits.pop() if len(commits) == 1 else None,
-        "fingerprint": getattr(dataset, "_fingerprint", None),
-        "images": len(dataset) if hasattr(dataset, "__len__") else None,
+        "revision": revision,
+        "fingerprint": fingerprint,
+        "images": images,
+        "files": files,
     }
 
 

@@ -54,6 +54,8 @@ def test_an_empty_stream(tmp_path):
         ({"projector": "mlp"}, "expected one of linear, identity"),
         ({"normalization": "none"}, "expected one of own, imagenet"),
         ({"kd_weight": -1.0}, "kd_weight must not be negative"),
+        ({"data_timeout": math.inf}, "data_timeout must be a finite number, got inf"),
+        ({"learning_rate": math.nan}, "learning_rate must be a finite number, got nan"),
         ({"layer_matching": "best"}, "expected one of paper, reference"),
         ({"min_crop_scale": 0.0}, r"min_crop_scale must lie in \(0, 1\]"),
         ({"remove_unused_columns": True}, "would drop the image column"),

@@ -3,6 +3,7 @@ import runpy
 import sys
 from pathlib import Path
 
+import datasets
 import pytest
 import yaml
 from families import tiny_vit, vit_processor
@@ -75,6 +76,23 @@ def test_a_stream_is_distilled(command):
     image_dataset().to_parquet(command.folder / "train.parquet")
     distill.main(command(dataset=command.folder / "train.parquet", streaming=True, shuffle_buffer_size=8))
     assert (command.folder / "out" / "model.safetensors").exists()
+
+
+def test_a_streams_held_out_images_are_taken_without_preparing_it(command, monkeypatch):
+    folder = command.folder / "parquet"
+    folder.mkdir()
+    image_dataset(16).to_parquet(folder / "train-0.parquet")
+    image_dataset(8, seed=1).to_parquet(folder / "validation-0.parquet")
+    options = {"dataset": folder, "streaming": True, "eval_split": "validation"}
+    monkeypatch.setattr(datasets.DatasetBuilder, "download_and_prepare", lambda *_: pytest.fail("prepared"))
+    script, _ = distill.parse_arguments(command(**options, max_eval_samples=5))
+    train, held_out = distill.load_data(script, 2)
+    assert isinstance(train, datasets.IterableDataset) and isinstance(held_out, datasets.Dataset)
+    assert held_out["label"] == image_dataset(8, seed=1)["label"][:5]
+    assert held_out[4]["image"].tobytes() == image_dataset(8, seed=1)[4]["image"].tobytes()
+    script, _ = distill.parse_arguments(command(**options))
+    with pytest.raises(ValueError, match="max_eval_samples"):
+        distill.load_data(script, 2)
 
 
 def test_a_student_from_scratch_of_a_named_size(command):

@@ -55,6 +55,11 @@ def test_corrupt_images_at_the_end_of_a_streams_pass_are_counted_too(tmp_path):
     assert trainer.num_corrupt_images == 2  # one between each two passes
 
 
+def test_a_stream_refuses_another_batch_size_on_the_way(tmp_path):
+    with pytest.raises(ValueError, match="auto_find_batch_size.*per_device_train_batch_size"):
+        trainer_of(tmp_path, dataset=image_dataset(8).to_iterable_dataset(), auto_find_batch_size=True)
+
+
 def test_one_crop_for_two_input_sizes(tmp_path):
     trainer = DistillationTrainer(
         tiny_vit(hidden_size=16, image_size=32, patch_size=4),

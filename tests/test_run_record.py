@@ -6,6 +6,7 @@ from pathlib import Path
 
 import datasets
 import pytest
+import torch
 from families import tiny_vit, vit_processor
 from images import image_dataset
 from runs import arguments, assert_same_weights, trainer_of, weights
@@ -40,6 +41,22 @@ def test_models_data_and_time_are_recorded(tmp_path):
     assert session["versions"]["torch"] and session["hardware"]["processes"] == 1
 
 
+def test_images_are_counted_by_the_batch_that_was_found(tmp_path):
+    trainer = trainer_of(tmp_path, max_steps=3, auto_find_batch_size=True)
+    step, tried = trainer.training_step, []
+
+    def small_memory(model, inputs, *args, **kwargs):
+        tried.append(len(inputs["pixel_values"]))
+        if tried[-1] == 8:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return step(model, inputs, *args, **kwargs)
+
+    trainer.training_step = small_memory
+    trainer.train()
+    (session,) = read_record(tmp_path / RUN_FILE)["sessions"]
+    assert tried[0] == 8 and session["images"] == sum(tried[1:])
+
+
 def test_a_resumed_run_adds_a_session(tmp_path):
     options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
     trainer_of(tmp_path, **options).train()
@@ -56,6 +73,34 @@ def test_a_stream_and_several_held_out_sets(tmp_path):
     trainer = trainer_of(tmp_path, dataset=image_dataset(24).to_iterable_dataset(), eval_dataset=held_out)
     assert trainer.record.content["train_data"]["images"] is None
     assert {name: part["images"] for name, part in trainer.record.content["eval_data"].items()} == {"a": 8, "b": 9}
+
+
+def test_the_files_of_a_stream_are_recorded(tmp_path, monkeypatch):
+    from singer_hf.data import loading
+    from singer_hf.run_record import _data
+
+    for name, count in (("train-0", 8), ("train-1", 9), ("test-0", 4)):
+        image_dataset(count).to_parquet(tmp_path / f"{name}.parquet")
+    sizes = {path.name: path.stat().st_size for path in sorted(tmp_path.glob("train-*"))}
+    record = _data(loading.load_images(tmp_path, split="train", streaming=True, max_samples=10))
+    assert record["files"] == sizes and record["images"] is None and record["split"] == "train"
+    other = _data(loading.load_images(tmp_path, split="test", streaming=True))
+    assert record["fingerprint"] != other["fingerprint"] is not None
+    monkeypatch.setattr(loading, "_MOST_FILES", 1)
+    record = _data(loading.load_images(tmp_path, split="train", streaming=True))
+    assert record["files"] == {f"{tmp_path.name}/": sum(sizes.values())}
+    assert _data(image_dataset(4))["files"] is None
+
+
+def test_the_commit_of_a_streamed_hub_dataset_is_noted():
+    from singer_hf.data.loading import _sizes
+    from singer_hf.run_record import _data
+
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    stream = image_dataset(4).to_iterable_dataset()
+    stream.info.download_checksums = _sizes([f"hf://datasets/owner/name@{commit}/data/train-{n}.tar" for n in (0, 1)])
+    record = _data(stream)
+    assert record["revision"] == commit and record["files"] == {"train-0.tar": None, "train-1.tar": None}
 
 
 def test_tokens_are_not_recorded(tmp_path):

@@ -15,7 +15,7 @@ from .errors import (
     LabelColumnError,
     MissingColumnError,
 )
-from .loading import load_images, split_names
+from .loading import in_memory, load_images, split_names
 from .normalization import PixelNormalization
 from .pipeline import DataPipeline
 from .processors import find_processor, input_size, processor_for, processor_to_save
@@ -43,6 +43,7 @@ __all__ = [
     "find_image_column",
     "find_label_column",
     "find_processor",
+    "in_memory",
     "input_size",
     "load_images",
     "processor_for",

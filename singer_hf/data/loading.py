@@ -15,6 +15,8 @@ from .errors import DataSourceError
 _IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif")
 _KINDS = {".parquet": "parquet", ".tar": "webdataset"} | dict.fromkeys(_IMAGES, "imagefolder")
 """Ending of a file's name -> the module of `datasets` that reads it."""
+_MOST_FILES = 1000
+"""Of a stream, noted one by one: `datasets` copies the list with each of its operations."""
 
 
 def load_images(
@@ -165,12 +167,25 @@ def _read(builder: datasets.DatasetBuilder, split: str, streaming: bool, source:
     if known:
         _check_split(split, [str(name) for name in known], source, expressions=not streaming)
     if streaming:
-        return builder.as_streaming_dataset(split=split)
+        stream = builder.as_streaming_dataset(split=split)
+        if builder.config.data_files:
+            # As datasets does with what it downloads, so that the run's record can tell which files these were.
+            stream.info.download_checksums = _sizes(list(builder.config.data_files[split]))
+        return stream
     builder.download_and_prepare()
     sizes = builder.info.splits or {}
     if all(name in sizes and sizes[name].num_examples == 0 for name in _split_names(split)):
         raise DataSourceError(f"{source!r}, split {split!r}, is empty; expected at least one image.")
     return builder.as_dataset(split=split)
+
+
+def _sizes(files: list[str]) -> dict[str, dict[str, int | None]]:
+    """File -> its bytes, `None` where only a request would tell; of many files their common folder -> all bytes."""
+    sizes = [os.path.getsize(file) if os.path.isfile(file) else None for file in files]
+    if len(files) <= _MOST_FILES:
+        return {file: {"num_bytes": size} for file, size in zip(files, sizes, strict=True)}
+    folder = os.path.commonprefix(files).rpartition("/")[0] + "/"
+    return {folder: {"num_bytes": None if None in sizes else sum(sizes)}}
 
 
 def _check_split(split: str, known: list[str], source: str, *, expressions: bool) -> None:
@@ -202,6 +217,12 @@ def evenly_spaced(dataset: datasets.Dataset, count: int | None) -> datasets.Data
     if count is None or count >= len(dataset):
         return dataset
     return dataset.select([index * len(dataset) // count for index in range(count)])
+
+
+def in_memory(stream: datasets.IterableDataset) -> datasets.Dataset:
+    """All of a short stream, e.g. of `load_images(…, streaming=True, max_samples=1000)`, its images still encoded."""
+    rows = list(_undecoded(stream))
+    return datasets.Dataset.from_list(rows, features=stream.features, info=stream.info.copy(), split=stream.split)
 
 
 def _undecoded(stream: datasets.IterableDataset) -> datasets.IterableDataset:

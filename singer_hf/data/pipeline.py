@@ -84,7 +84,7 @@ class DataPipeline:
         """Augmented views of a map-style dataset or of a stream.
 
         Raises:
-            ValueError: a column that is not there, no images, or fewer than one batch.
+            ValueError: a column that is not there, no images, fewer than one batch, or an option that streams lack.
         """
         if dataset is None:
             return None
@@ -95,10 +95,16 @@ class DataPipeline:
             "skip_corrupt_images": args.skip_corrupt_images,
         }
         if isinstance(dataset, torch.utils.data.IterableDataset):
+            if args.auto_find_batch_size:
+                raise ValueError(
+                    "auto_find_batch_size changes the batch by which a stream is dealt out: with streamed data set "
+                    "per_device_train_batch_size to what fits, and leave it False."
+                )
             views = StreamingDistillationDataset(dataset, shuffle_buffer_size=args.shuffle_buffer_size, **options)
-            views.require_images()  # here and not in a worker
             dealing = Dealing(args.train_batch_size, args.process_index, args.world_size, args.stream_split)
-            return TrainingStream(views, dealing, Retries(args.data_retries, timeout=args.data_timeout))
+            stream = TrainingStream(views, dealing, Retries(args.data_retries, timeout=args.data_timeout))
+            stream.require_even_shares(args.dataloader_num_workers)
+            return stream
         images = DistillationDataset(dataset, **options)
         batch = args.train_batch_size * args.world_size
         if args.dataloader_drop_last and len(images) < batch:

@@ -27,7 +27,7 @@ class Retries:
     """How long a data source is believed to come back.
 
     Args:
-        count: times in a row that it is opened again; what it gives in between starts the count anew.
+        count: times in a row that it is opened again; what it newly gives in between starts the count anew.
         first_wait: seconds before the first time; doubled each time, at most a minute.
         timeout: seconds without an answer after which it counts as failed; 0: wait for ever.
     """
@@ -37,11 +37,11 @@ class Retries:
     timeout: float = 600.0
 
 
-def reopening(open_at: Callable[[int], Iterator[T]], retries: Retries) -> Iterator[T]:
-    """What `open_at(0)` yields, whole and in order, also when it fails on the way.
+def reopening(open_source: Callable[[], Iterator[T]], retries: Retries) -> Iterator[T]:
+    """What `open_source()` yields, whole and in order, also when it fails on the way.
 
     Args:
-        open_at: the source from its n-th item on; the same items each time.
+        open_source: the source from its beginning; the same items each time.
         retries: the limits.
 
     Raises:
@@ -51,9 +51,11 @@ def reopening(open_at: Callable[[int], Iterator[T]], retries: Retries) -> Iterat
     position, failures = 0, 0
     while True:
         try:
-            for item in _watched(open_at(position), retries.timeout):
-                yield item
-                position, failures = position + 1, 0
+            # What was given before is read again item by item: each is an answer to the timeout, none is progress.
+            for number, item in enumerate(_watched(open_source(), retries.timeout)):
+                if number == position:
+                    yield item
+                    position, failures = position + 1, 0
             return
         except DataError:
             raise

@@ -88,10 +88,19 @@ class StreamingDistillationDataset(IterableDataset):
         """From the next `iter` on, in this and in worker processes, order and augmentation are those of `epoch`."""
         self._epoch.fill_(int(epoch))  # in place: the memory is shared
 
-    def require_images(self) -> None:
-        """Raises `EmptyDatasetError` unless there is a first row, without decoding it."""
-        if next(iter(self.dataset.take(1)), None) is None:
+    def first_image(self) -> int | None:
+        """The [`sample_id`] of the first row in the stream's own order, `None` where its image cannot be read.
+
+        Raises:
+            EmptyDatasetError: there is none.
+        """
+        row = next(iter(self.dataset.take(1)), None)
+        if row is None:
             raise EmptyDatasetError(EMPTY_STREAM)
+        try:
+            return sample_id(read_cell(row.get(self.image_column), "The first image of the stream"))
+        except CorruptImageError:
+            return None
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         skipped = 0

@@ -57,6 +57,7 @@ class StreamPosition:
         batches: taken by this process since the start of the run.
         last: turn of a worker -> (epoch, row in it) of the last sample taken from it.
         workers, processes, batch_size, split: of the run that took them.
+        order: of the stream that they were taken from, see [`TrainingStream.order`].
     """
 
     batches: int = 0
@@ -65,6 +66,7 @@ class StreamPosition:
     processes: int = 1
     batch_size: int = 1
     split: str = "samples"
+    order: dict[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         return vars(self) | {"last": {str(turn): list(place) for turn, place in self.last.items()}}
@@ -87,19 +89,37 @@ class TrainingStream(IterableDataset):
         retries: for a source that fails on the way.
 
     Raises:
-        EmptyDatasetError, CorruptImageError, DataSourceError: while iterating.
+        EmptyDatasetError: here, so that an empty stream does not end in a worker; or in an empty share of the files.
+        CorruptImageError, DataSourceError: while iterating.
     """
 
     def __init__(self, views: StreamingDistillationDataset, dealing: Dealing, retries: Retries | None = None):
         self.views, self.dealing, self.retries = views, dealing, retries or Retries()
         self.start = StreamPosition()
+        self.order = {
+            "shuffle_buffer_size": views.shuffle_buffer_size,
+            "data_seed": views.seed,
+            "number of files": views.dataset.num_shards,
+            "hash of the first image": views.first_image(),
+        }
+        """What the order of rows depends on beside the epoch, as JSON. The data are known by files and first image."""
 
     def resume(self, position: StreamPosition, workers: int) -> None:
         """The next iteration goes on behind `position`.
 
         Raises:
-            DataSourceError: files are dealt out, and now to others.
+            DataSourceError: the stream's order is another one, or files are dealt out, and now to others.
         """
+        before, now = position.order, self.order
+        changed = [
+            f"{name} = {before.get(name)}, now {value}" for name, value in now.items() if before.get(name) != value
+        ]
+        if changed:
+            raise DataSourceError(
+                f"The checkpoint's stream had {'; '.join(changed)}: its position means nothing in another order. "
+                "Resume with the same data and options, or start the stream from its beginning with "
+                "ignore_data_skip=True."
+            )
         before = (position.processes, position.workers, position.batch_size, position.split)
         now = (self.dealing.processes, max(workers, 1), self.dealing.batch_size, self.dealing.split)
         if before != now and "shards" in (position.split, self.dealing.split):
@@ -111,9 +131,23 @@ class TrainingStream(IterableDataset):
             )
         self.start = position
 
+    def require_even_shares(self, workers: int) -> None:
+        """Raises `DataSourceError` where files are dealt out and each reader does not get as many.
+
+        `datasets` would let every reader read all files then, and keep every so many-th row.
+        """
+        readers, files = self.dealing.processes * max(workers, 1), self.order["number of files"]
+        if self.dealing.split == "shards" and files % readers:
+            raise DataSourceError(
+                f"{files} files cannot be dealt out evenly to {readers} readers ({self.dealing.processes} processes "
+                f"of {max(workers, 1)} workers): with stream_split=shards the number of readers must divide that of "
+                "files. Set dataloader_num_workers so, or take stream_split=samples."
+            )
+
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         info = get_worker_info()
         worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
+        self.require_even_shares(workers)
         rows = self._of_all(worker, workers) if self.dealing.split == "samples" else self._of_own(worker, workers)
         return self._items(rows)
 
@@ -144,23 +178,22 @@ class TrainingStream(IterableDataset):
         """((epoch, row), encoded row) behind a place, pass after pass."""
         for epoch in itertools.count(after[0]):
             skip, count = after[1] + 1 if epoch == after[0] else 0, 0
-            for row in reopening(lambda position, epoch=epoch: self._one_pass(epoch, share, position), self.retries):
+            for row in reopening(lambda epoch=epoch: self._one_pass(epoch, share), self.retries):
                 if count >= skip:
                     yield (epoch, count), row
                 count += 1
             if not count:
                 raise EmptyDatasetError(
-                    EMPTY_STREAM if share is None else "There are fewer files than workers: stream_split=samples."
+                    EMPTY_STREAM if share is None else f"The files of reader {share[0]} of {share[1]} hold no images."
                 )
 
-    def _one_pass(self, epoch: int, share: tuple[int, int] | None, position: int) -> Iterator[Any]:
+    def _one_pass(self, epoch: int, share: tuple[int, int] | None) -> Iterator[Any]:
         stream = self.views.ordered(epoch)
         if share is not None:
             stream = split_dataset_by_node(stream, rank=share[0], world_size=share[1])
         # Not iter(stream): in a worker, datasets would deal the files out once more.
         batches = stream.iter(batch_size=_ROWS_AT_ONCE)
-        rows = (dict(zip(batch, row, strict=True)) for batch in batches for row in zip(*batch.values(), strict=True))
-        return itertools.islice(rows, position, None)
+        return (dict(zip(batch, row, strict=True)) for batch in batches for row in zip(*batch.values(), strict=True))
 
     # -- decoding -----------------------------------------------------------------------------------------------------
     def _items(self, rows: Iterator[tuple[bool, tuple[int, int], Any]]) -> Iterator[dict[str, Tensor]]:
@@ -213,7 +246,7 @@ class StreamLoader:
         start = self.stream.start
         kept = dict(start.last) if dealing.split == "shards" else {}
         shared = {"processes": dealing.processes, "batch_size": dealing.batch_size, "split": dealing.split}
-        position = StreamPosition(start.batches, kept, workers, **shared)
+        position = StreamPosition(start.batches, kept, workers, **shared, order=self.stream.order)
         for batch in self.loader:
             epoch, row = batch.pop("position")[-1].tolist()
             position.last[position.batches % workers] = (epoch, row)

@@ -17,7 +17,7 @@ def worker_advice() -> Iterator[None]:
         if "DataLoader worker" not in str(error) or isinstance(error, DataWorkerError):
             raise
         raise DataWorkerError(
-            f"{error} Often the system ended it for want of memory: lower dataloader_num_workers, "
-            "dataloader_prefetch_factor or shuffle_buffer_size (or raise the limit of /dev/shm in a container). The "
-            "newest checkpoint is whole: go on with resume_from_checkpoint=True."
+            f"{error} Often the system ended it for want of memory: lower dataloader_num_workers or "
+            "dataloader_prefetch_factor (or raise the limit of /dev/shm in a container). The newest checkpoint is "
+            "whole: go on with resume_from_checkpoint=True."
         ) from error

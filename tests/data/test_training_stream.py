@@ -49,11 +49,11 @@ def source(tmp_path_factory):
     return {"parquet": str(folder / "*.parquet"), "tar": str(folder / "*.tar")}
 
 
-def stream(path, *, process=0, processes=1, split="samples", batch=BATCH, buffer=8, **options):
+def stream(path, *, process=0, processes=1, split="samples", batch=BATCH, buffer=8, seed=1, **options):
     kind = load_images(path, split="train", streaming=True) if isinstance(path, str) else path
     column = "image" if "image" in (kind.features or {"image": 0}) else "jpg"
     views = StreamingDistillationDataset(
-        kind, train_transform(8), image_column=column, shuffle_buffer_size=buffer, seed=1, **options
+        kind, train_transform(8), image_column=column, shuffle_buffer_size=buffer, seed=seed, **options
     )
     return TrainingStream(views, Dealing(batch, process, processes, split))
 
@@ -106,6 +106,16 @@ def test_files_dealt_out_are_seen_once_a_pass_and_resumed(source):
         loader_of(stream(source["parquet"], processes=2, split="shards"), 3, positions[0])
 
 
+@pytest.mark.parametrize("files, processes, workers", [(3, 2, 1), (2, 2, 3), (2, 1, 4)])
+def test_files_that_cannot_be_dealt_out_evenly(files, processes, workers):
+    data = image_dataset(jpegs(8)).to_iterable_dataset(files)
+    with pytest.raises(DataSourceError, match=f"{files} files .* {processes * workers} readers.*stream_split=samples"):
+        stream(data, processes=processes, split="shards").require_even_shares(workers)
+    stream(data, processes=processes).require_even_shares(workers)
+    with pytest.raises(DataSourceError, match="3 files"):
+        next(iter(stream(image_dataset(jpegs(8)).to_iterable_dataset(3), processes=2, split="shards")))
+
+
 def test_two_workers_take_turns_where_they_were(source):
     options = {"workers": 2, "split": "shards"}
     whole, _ = take(source["parquet"], 18, **options)
@@ -119,6 +129,17 @@ def test_samples_resume_with_other_processes_workers_and_batches(source):
     first, positions = take(source["parquet"], 3, workers=2, processes=2)
     rest, _ = take(source["parquet"], 9, workers=0, batch=4, positions=[positions[0]])
     assert sum(first, []) + sum(rest, []) == sum(whole, [])
+
+
+def test_a_position_in_another_order_is_refused(source):
+    _, (position,) = take(source["parquet"], 3, workers=0)
+    for options, change in (({"buffer": 4}, "shuffle_buffer_size = 8, now 4"), ({"seed": 2}, "data_seed = 1, now 2")):
+        with pytest.raises(DataSourceError, match=f"{change}.*ignore_data_skip"):
+            loader_of(stream(source["parquet"], **options), 0, position)
+    with pytest.raises(DataSourceError, match="number of files = 2, now 1"):
+        loader_of(stream(source["parquet"].replace("*", "0")), 0, position)
+    with pytest.raises(DataSourceError, match="hash of the first image"):
+        loader_of(stream(image_dataset(jpegs(3)[1:]).to_iterable_dataset(2)), 0, position)
 
 
 @pytest.mark.parametrize("kind", ["parquet", "tar"])
@@ -160,14 +181,14 @@ def test_a_stream_of_nothing_ends():
 def failing(times, error, log):
     """0 … 9, whose first `times` readings fail at 4."""
 
-    def open_at(position):
-        log.append(position)
-        for number in range(position, 10):
+    def open_source():
+        log.append("opened")
+        for number in range(10):
             if number == 4 and len(log) <= times:
                 raise error
             yield number
 
-    return open_at
+    return open_source
 
 
 @pytest.mark.parametrize("timeout", [0, 5])
@@ -175,7 +196,7 @@ def test_a_source_that_comes_back_gives_all_once(timeout):
     log = []
     source = failing(3, ConnectionResetError("gone"), log)
     assert list(reopening(source, Retries(3, first_wait=0.001, timeout=timeout))) == list(range(10))
-    assert log == [0, 4, 4, 4]
+    assert len(log) == 4
 
 
 def test_a_source_that_stays_away_is_a_clear_error():
@@ -192,15 +213,44 @@ def test_a_source_that_stays_away_is_a_clear_error():
 def test_a_stalled_source_is_opened_again():
     opened = []
 
-    def open_at(position):
-        opened.append(position)
-        for number in range(position, 4):
+    def open_source():
+        opened.append(1)
+        for number in range(4):
             if number == 2 and len(opened) == 1:
                 time.sleep(60)
             yield number
 
-    assert list(reopening(open_at, Retries(1, first_wait=0.001, timeout=0.2))) == [0, 1, 2, 3]
-    assert opened == [0, 2]
+    assert list(reopening(open_source, Retries(1, first_wait=0.001, timeout=0.2))) == [0, 1, 2, 3]
+    assert len(opened) == 2
+
+
+def test_what_is_read_again_may_take_longer_than_the_timeout():
+    opened = []
+
+    def open_source():
+        opened.append(1)
+        for number in range(40):
+            time.sleep(0.02)
+            if number == 30 and len(opened) == 1:
+                raise ConnectionResetError("gone")
+            yield number
+
+    # 30 items take 0.6 s at least; each of them is an answer.
+    assert list(reopening(open_source, Retries(1, first_wait=0.001, timeout=0.5))) == list(range(40))
+
+
+def test_what_is_read_again_is_no_progress():
+    opened = []
+
+    def open_source():
+        opened.append(1)
+        for number in range(4):
+            if number == 4 - len(opened):  # each time earlier
+                raise ConnectionResetError("gone")
+            yield number
+
+    with pytest.raises(DataSourceError, match="failed 3 times in a row"):
+        list(reopening(open_source, Retries(2, first_wait=0.001)))
 
 
 def test_a_stream_reads_on_after_a_failure():
