@@ -30,6 +30,7 @@ from typing import Any, Literal, Optional
 if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path.append(sys.path.pop(0))  # evaluate.py stands beside this file, see there
 
+import torch
 from transformers import EarlyStoppingCallback, set_seed
 
 from singer_hf import (
@@ -44,7 +45,11 @@ from singer_hf import (
 )
 from singer_hf.command_line import errors_in_one_line, parse_options, setup
 from singer_hf.data import find_processor, in_memory, load_images
+from singer_hf.data.errors import DataError, DataWorkerError
 from singer_hf.objectives import objective_class
+
+FAULTS = (DataError, DataWorkerError, FloatingPointError, MemoryError, torch.OutOfMemoryError)
+"""What ends a training without being a bug, beside files and checkpoints that cannot be read or written."""
 
 
 @dataclass
@@ -231,16 +236,18 @@ def run(argv: list[str]) -> None:
         from digits_demo import DEMO_OPTIONS, run_demo
 
         check_demo_options(script, args)
-        run_demo(*parse_arguments(argv, DEMO_OPTIONS), adapter_config)
+        options = parse_arguments(argv, DEMO_OPTIONS)
+        with setup(*FAULTS, only=True):
+            run_demo(*options, adapter_config)
         return
     if script.teacher is None or script.dataset is None:
         missing = "--teacher" if script.teacher is None else "--dataset"
         raise SystemExit(f"{missing} is missing. Without teacher and dataset, the demonstration runs.")
-    errors = ()
+    errors = FAULTS
     if args.push_to_hub:
         from singer_hf.release import PublishError  # late: it imports the evaluation, which a training does without
 
-        errors = (PublishError,)
+        errors += (PublishError,)
     with setup(*errors):
         trainer = build_trainer(script, args)
     if script.dry_run:
@@ -250,20 +257,24 @@ def run(argv: list[str]) -> None:
     resume = args.resume_from_checkpoint
     if resume is not None and resume.lower() in ("true", "false"):  # true: the newest checkpoint in output_dir
         resume = resume.lower() == "true"
+    with setup(*errors, only=True):
+        train(trainer, resume)
+
+
+def train(trainer: DistillationTrainer, resume: str | bool | None) -> None:
+    """Trains, evaluates, and writes or publishes what came of it."""
     result = trainer.train(resume_from_checkpoint=resume)
     trainer.save_state()
-    with setup(*errors, only=True):
-        trainer.save_model()  # with push_to_hub it is published too
+    trainer.save_model()  # with push_to_hub it is published too
     metrics = result.metrics
     if trainer.eval_dataset is not None:
         metrics |= trainer.evaluate()
     trainer.log_metrics("all", metrics)
     if trainer.is_world_process_zero():
-        Path(args.output_dir, "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
-        print(f"Student, image processor and what was trained beside them: {args.output_dir}")
-    if args.push_to_hub:
-        with setup(*errors, only=True):
-            trainer.push_to_hub()
+        Path(trainer.args.output_dir, "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
+        print(f"Student, image processor and what was trained beside them: {trainer.args.output_dir}")
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub()
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from transformers import HfArgumentParser
 
 from .manifest import CheckpointError
-from .release.secrets import LEFT_OUT
 from .run_record import is_record, read_record
+from .secrets import LEFT_OUT
 
 logger = logging.getLogger(__name__)
 

@@ -78,15 +78,15 @@ class DurableCheckpoints(Trainer):
         """[`choose_checkpoint`] in the main process, for all.
 
         Raises:
-            CheckpointError: in every process.
+            CheckpointError, OSError: in every process.
         """
         found: list[Any] = [None, None]
         if self.accelerator.is_main_process:
-            finish_publication(Path(self.args.output_dir, STAGING), self.args.output_dir)
             try:
+                finish_publication(Path(self.args.output_dir, STAGING), self.args.output_dir)
                 path = choose_checkpoint(resume, self.args.output_dir, fallback=self.args.resume_fallback)
                 found = [str(path), None]
-            except CheckpointError as error:
+            except (CheckpointError, OSError) as error:
                 found = [None, error]
         path, error = broadcast_object_list(found)
         if error is not None:

@@ -18,6 +18,7 @@ from typing import Any
 
 MANIFEST = "manifest.json"
 _FORMAT = 1
+_TRAINER_STATE = "trainer_state.json"  # listed of a checkpoint, and not of a finished student
 
 
 class CheckpointError(RuntimeError):
@@ -53,9 +54,6 @@ def write_manifest(folder: str | Path, paths: Iterable[Path] | None = None) -> N
         _flush_folder(path)
 
 
-_ON_PURPOSE = f"If you changed this folder on purpose, delete {MANIFEST} there."
-
-
 def verify_if_listed(folder: str | Path) -> bool:
     """[`verify_manifest`] of a local folder that has a manifest; whether it has one.
 
@@ -73,20 +71,38 @@ def verify_manifest(folder: str | Path) -> None:
 
     Raises:
         IncompleteCheckpointError: there is no manifest.
-        DamagedCheckpointError: the manifest cannot be read, or a file is not what it says.
+        DamagedCheckpointError: the manifest or a file cannot be read, or a file is not what it says.
     """
     folder = Path(folder)
-    for name, entry in _read_manifest(folder).items():
+    files = _read_manifest(folder)
+    for name, entry in files.items():
         path = folder / name
-        if not path.is_file():
-            raise DamagedCheckpointError(f"{path} is missing, but {MANIFEST} lists it. {_ON_PURPOSE}")
-        size = path.stat().st_size
-        if size != entry["size"]:
-            raise DamagedCheckpointError(
-                f"{path} has {size} bytes, where {MANIFEST} says {entry['size']}. {_ON_PURPOSE}"
-            )
-        if _entry(path)["sha256"] != entry["sha256"]:
-            raise DamagedCheckpointError(f"{path} is damaged: its SHA-256 is not the one in {MANIFEST}. {_ON_PURPOSE}")
+        try:
+            damage = _damage(path, entry)
+        except OSError as error:  # a failing disk, or no right to read
+            damage = f"cannot be read: {error}"
+        if damage:
+            raise DamagedCheckpointError(f"{path} {damage}. {_on_purpose(files)}")
+
+
+def _damage(path: Path, entry: dict[str, Any]) -> str | None:
+    if not path.is_file():
+        return f"is missing, but {MANIFEST} lists it"
+    size = path.stat().st_size
+    if size != entry["size"]:
+        return f"has {size} bytes, where {MANIFEST} says {entry['size']}"
+    if _entry(path)["sha256"] != entry["sha256"]:
+        return f"is damaged: its SHA-256 is not the one in {MANIFEST}"
+    return None
+
+
+def _on_purpose(files: Iterable[str]) -> str:
+    if _TRAINER_STATE not in files:
+        return f"If you changed this folder on purpose, delete {MANIFEST} there."
+    return (
+        "A checkpoint is resumed as it was written or not at all. If you changed its student on purpose, copy the "
+        f"folder and delete {MANIFEST} in the copy."
+    )
 
 
 def publish(staging: str | Path, final: str | Path) -> None:
@@ -135,21 +151,23 @@ def is_disk_full(error: BaseException) -> bool:
 
 def _read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     path = folder / MANIFEST
-    if not path.is_file():
-        raise IncompleteCheckpointError(
-            f"{folder} has no {MANIFEST}: its writing was never finished, or it was not written by this version."
-        )
     try:
+        if not path.is_file():
+            raise IncompleteCheckpointError(
+                f"{folder} has no {MANIFEST}: its writing was never finished, or it was not written by this version."
+            )
         record = json.loads(path.read_text(encoding="utf-8"))
         files = record["files"]
         if record["format"] != _FORMAT:
             raise ValueError(f"format {record['format']!r}, expected {_FORMAT}")
+        if not files:
+            raise ValueError("it lists no files")
         for name, entry in files.items():
             if type(entry["size"]) is not int or type(entry["sha256"]) is not str:
                 raise ValueError(f"the entry of {name!r} is {entry!r}")
             if Path(name).is_absolute() or ".." in Path(name).parts:
                 raise ValueError(f"{name!r} leaves the folder")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedCheckpointError(f"{path} is damaged: {type(error).__name__}: {error}") from error
     return files
 

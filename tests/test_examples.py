@@ -1,3 +1,4 @@
+import errno
 import json
 import runpy
 import sys
@@ -11,6 +12,7 @@ from images import image_dataset
 from transformers import AutoModel
 
 from singer_hf import CheckpointError
+from singer_hf.data.errors import DataWorkerError
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "examples"))
@@ -113,8 +115,31 @@ def test_a_run_goes_on_from_its_newest_checkpoint(command):
 
 
 def test_a_checkpoint_that_is_not_there(command):
-    with pytest.raises((ValueError, CheckpointError, OSError), match="nowhere"):
+    with pytest.raises(SystemExit, match="^error: There is no checkpoint folder .*nowhere"):
         distill.main(command(resume_from_checkpoint=str(command.folder / "nowhere")))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_cannot_be_read_ends_the_training_in_one_line(command, workers):
+    next((command.folder / "images").rglob("*.jpg")).write_bytes(b"no image")
+    with pytest.raises(SystemExit, match="^error: [^\n]*cannot be read[^\n]*$"):
+        distill.main(command(max_steps=4, dataloader_num_workers=workers))
+
+
+@pytest.mark.parametrize(
+    "fault", [FloatingPointError("nan"), OSError(errno.ENOSPC, "full"), CheckpointError("x"), DataWorkerError("died")]
+)
+def test_a_fault_in_training_is_one_line_and_a_bug_is_not(command, monkeypatch, fault):
+    def fail(self, *args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(distill.DistillationTrainer, "train", fail)
+    error = fault
+    with pytest.raises(SystemExit, match="^error: "):
+        distill.main(command())
+    error = ValueError("a bug")
+    with pytest.raises(ValueError, match="a bug"):
+        distill.main(command())
 
 
 def test_a_dry_run_prints_and_stops(command, capsys):

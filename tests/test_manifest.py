@@ -5,12 +5,13 @@ import json
 import pickle
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 from runs import assert_same_weights, trainer_of, weights
 from transformers import AutoModel
 
-from singer_hf import CheckpointError, durable, load_vision_model
+from singer_hf import CheckpointError, durable, load_vision_model, manifest
 from singer_hf.manifest import (
     MANIFEST,
     DamagedCheckpointError,
@@ -70,11 +71,47 @@ def test_a_manifest_names_what_is_missing_cut_or_changed(folder):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"format": 1}', '{"format": 2, "files": {}}', '{"format": 1, "files": 3}']
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "[" * 100_000,
+        '{"format": 1}',
+        '{"format": 2, "files": {}}',
+        '{"format": 1, "files": 3}',
+        '{"format": 1, "files": {}}',
+    ],
 )
 def test_a_damaged_manifest(folder, text):
     (folder / MANIFEST).write_text(text)
     with pytest.raises(DamagedCheckpointError, match="manifest.json is damaged"):
+        verify_manifest(folder)
+
+
+def test_a_file_or_manifest_that_the_disk_does_not_give(folder, monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError(errno.EIO, "Input/output error")
+
+    write_manifest(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest, "_entry", fail)
+        with pytest.raises(DamagedCheckpointError, match="config cannot be read: .*Input/output error"):
+            verify_manifest(folder)
+    monkeypatch.setattr(Path, "is_file", fail)
+    with pytest.raises(DamagedCheckpointError, match="manifest.json is damaged: OSError"):
+        verify_manifest(folder)
+
+
+def test_advice_on_a_changed_folder_fits_what_it_is(folder):
+    write_manifest(folder)
+    flip(folder / "weights")
+    with pytest.raises(DamagedCheckpointError, match="on purpose, delete manifest.json there"):
+        verify_manifest(folder)
+    (folder / "trainer_state.json").write_text("{}")
+    write_manifest(folder)
+    (folder / "trainer_state.json").unlink()
+    with pytest.raises(DamagedCheckpointError, match="resumed as it was written or not at all.*in the copy"):
         verify_manifest(folder)
 
 
@@ -127,6 +164,15 @@ def test_a_damaged_checkpoint_is_refused_or_passed_over(run, tmp_path):
     again.train(resume_from_checkpoint=True)
     assert_same_weights(weights(again), run[1])
     verify_manifest(tmp_path / "checkpoint-6")
+
+
+def test_every_process_learns_why_nothing_is_resumed(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(durable, "broadcast_object_list", lambda found: told.extend(found) or found)
+    monkeypatch.setattr(durable, "finish_publication", lambda *args: (_ for _ in ()).throw(OSError(errno.EIO, "disk")))
+    with pytest.raises(OSError, match="disk"):
+        trainer_of(tmp_path).train(resume_from_checkpoint=True)
+    assert isinstance(told[1], OSError)
 
 
 def test_nothing_to_resume(run, tmp_path):
