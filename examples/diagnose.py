@@ -23,9 +23,6 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Optional
 
-if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
-    sys.path.append(sys.path.pop(0))  # evaluate.py stands beside this file, see there
-
 import torch
 from peft import PeftConfig, PeftModel
 from transformers import set_seed

@@ -27,9 +27,6 @@ import logging
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Optional
 
-if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
-    sys.path.append(sys.path.pop(0))  # evaluate.py stands beside this file, see there
-
 import torch
 from transformers import EarlyStoppingCallback, set_seed
 

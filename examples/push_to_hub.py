@@ -19,6 +19,7 @@ from pathlib import Path
 if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path.append(sys.path.pop(0))  # evaluate.py stands beside this file, see there
 
+import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -29,12 +30,25 @@ from huggingface_hub import HfApi, ModelCard
 
 from singer_hf.command_line import errors_in_one_line, parse_options, setup
 from singer_hf.evaluation import find_results
-from singer_hf.release import Destination, License, PublishError, Run, adapter_folder, inherited_license, publish
+from singer_hf.manifest import MANIFEST, CheckpointError, verify_manifest
+from singer_hf.manifest import publish as keep
+from singer_hf.release import (
+    Destination,
+    License,
+    OnnxError,
+    PublishError,
+    Run,
+    adapter_folder,
+    inherited_license,
+    publish,
+)
 from singer_hf.release.amend import read_card
+from singer_hf.release.destination import HubNotReached
 from singer_hf.release.diagnosis import STATISTICS_PICTURE, card_diagnosis
 from singer_hf.release.emissions import Emissions
 from singer_hf.release.folder import ReleaseFolder, student_folder
-from singer_hf.release.publish import check_free, existing_card, existing_files, files_to_publish
+from singer_hf.release.publish import check_card, files_to_publish
+from singer_hf.release.published import Published, check_free, existing_card, look_up
 
 
 @dataclass
@@ -63,7 +77,10 @@ class PushArguments:
     commit_message: str = field(default="Upload with singer_hf", metadata={"help": "Message of the commit."})
     dry_run: bool = field(default=False, metadata={"help": "Show files and card, send nothing."})
     output_dir: Optional[str] = field(
-        default=None, metadata={"help": "Keep what is published in this new folder (in student/ and adapter/)."}
+        default=None,
+        metadata={
+            "help": "Keep what is published in this folder (student/ and adapter/): a new one, or an earlier call's."
+        },
     )
 
     # -- what the card says -------------------------------------------------------------------------------------------
@@ -109,6 +126,10 @@ class PushArguments:
     def __post_init__(self):
         if self.license_name is not None and self.license != "other":
             raise ValueError("--license_name is the name of a licence whose id is other: --license other.")
+        of_student = ("classifier", "onnx", "results", "pictures", "widget", "evaluation_note")
+        given = [f"--{name}" for name in of_student if getattr(self, name)]
+        if given and self.repo_id is None and self.adapter_repo_id is not None:
+            raise ValueError(f"{', '.join(given)}: of the student's repository alone, so name it with --repo_id.")
         if self.license is not None and self.license.strip() == "":
             raise ValueError("--license is empty: leave it out to inherit the teacher's.")
 
@@ -183,20 +204,40 @@ def adapter_release(
     return adapter_folder(folder, args.run, existing=card, **facts_of(args, run, repo_id))
 
 
-def look(destination: Destination, dry_run: bool) -> tuple[HfApi | None, str, list[str] | None]:
-    """Client, owner/name, and what is published there already; a dry run goes on without the Hub."""
+@dataclass
+class Release:
+    """One repository: what is there, and the folder that becomes its next commit."""
+
+    destination: Destination
+    repo_id: str
+    api: Optional[HfApi]
+    published: Published
+    made: ReleaseFolder
+    files: dict[str, Path]
+
+    def show(self, private: bool) -> None:
+        visibility = "private" if private else "public"
+        print(f"{self.repo_id}, branch {self.destination.revision}, {visibility}:")
+        for name, path in self.files.items():
+            print(f"  {path.stat().st_size:>14,} bytes  {name}")
+        for sentence in self.made.kept:
+            print(f"  kept: {sentence}")
+
+
+def look(destination: Destination, dry_run: bool) -> tuple[HfApi | None, str, Published]:
+    """Client, owner/name, and what is published there already; a dry run goes on without token or network."""
     try:
         api = destination.api()
-        return api, destination.owned(api), existing_files(destination, api)
-    except PublishError as error:
+        return api, destination.owned(api), look_up(destination, api)
+    except HubNotReached as error:
         if not dry_run:
             raise
         print(f"What is on the Hub was not looked at: {error}\n")
-        return None, destination.repo_id, None
+        return None, destination.repo_id, Published(exists=False)
 
 
-def release(args: PushArguments, run: Run, folder: Path, repo: str, write: Callable[..., ReleaseFolder]) -> None:
-    """One repository: exported, shown or published."""
+def prepare(args: PushArguments, run: Run, folder: Path, repo: str, write: Callable[..., ReleaseFolder]) -> Release:
+    """Exports and checks one repository; nothing is sent."""
     destination = Destination(repo, args.revision, args.private, args.exist_ok)
     api, repo_id, published = look(destination, args.dry_run)
     card = read_card(args.card) if args.card else None
@@ -205,20 +246,58 @@ def release(args: PushArguments, run: Run, folder: Path, repo: str, write: Calla
     made = write(args, run, folder, repo_id, card)
     files = files_to_publish(folder, (api and api.token,))
     check_free(repo_id, published, files, args.exist_ok)
-    print(f"{repo_id}, branch {args.revision}, {'private' if args.private else 'public'}:")
-    for name, path in files.items():
-        print(f"  {path.stat().st_size:>14,} bytes  {name}")
-    for sentence in made.kept:
-        print(f"  kept: {sentence}")
+    if api is not None and not args.dry_run:
+        check_card(files, destination, api)
+    return Release(destination, repo_id, api, published, made, files)
+
+
+def check_output(folder: Path) -> None:
+    """Raises ValueError unless the folder is new, empty, or what an earlier call of this script left there."""
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    refused = f"--output_dir {folder} is not empty, and not what an earlier call left there unchanged"
+    try:
+        verify_manifest(folder)
+    except CheckpointError as error:
+        raise ValueError(f"{refused} ({error}). Name a new folder.") from error
+    listed = set(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"])
+    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    others = sorted(there - listed - {MANIFEST}) or sorted(
+        name for name in listed if Path(name).parts[0] not in ("student", "adapter")
+    )
+    if others:
+        raise ValueError(f"{refused} ({', '.join(others[:3])}). Name a new folder.")
+
+
+def release(args: PushArguments, record: Run, folder: Path, output: Path | None) -> None:
+    """Both repositories are exported and checked before one of them changes.
+
+    Args:
+        folder: to export into.
+        output: where to keep it, beside `folder`.
+    """
+    wanted = [("student", args.repo_id, student_release), ("adapter", args.adapter_repo_id, adapter_release)]
+    releases = {
+        name: prepare(args, record, folder / name, repo, write) for name, repo, write in wanted if repo is not None
+    }
+    for each in releases.values():
+        each.show(args.private)
+        if args.dry_run:
+            print(f"\n{each.made.card}\n")
+    if output is not None:
+        keep(folder, output)
+        folder = output
     if args.dry_run:
-        print(f"\n{made.card}\n\nDry run: nothing was sent.")
-    else:
-        print(f"Published: {publish(folder, destination, message=args.commit_message).commit_url}")
+        print("Dry run: nothing was sent.")
+        return
+    for name, each in releases.items():
+        done = publish(folder / name, each.destination, message=args.commit_message, published=each.published)
+        print(f"Published: {done.commit_url}")
 
 
 def run(argv: list[str]) -> None:
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    with setup(PublishError, ImportError):
+    with setup(PublishError, OnnxError, ImportError):
         (args, *_) = parse_options(PushArguments, argv, description=__doc__)
         if args.run is None:
             raise ValueError("--run is missing: the folder of a run.")
@@ -227,12 +306,12 @@ def run(argv: list[str]) -> None:
         if args.repo_id == args.adapter_repo_id:
             raise ValueError("Student and adapter are two repositories: name them differently.")
         record = Run.load(args.run)
-        with TemporaryDirectory() as temporary:
-            folder = Path(args.output_dir or temporary)
-            if args.repo_id is not None:
-                release(args, record, folder / "student", args.repo_id, student_release)
-            if args.adapter_repo_id is not None:
-                release(args, record, folder / "adapter", args.adapter_repo_id, adapter_release)
+        output = None if args.output_dir is None else Path(args.output_dir).absolute()
+        if output is not None:
+            check_output(output)
+            output.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=output and output.parent, prefix="release-") as temporary:
+            release(args, record, Path(temporary, "release"), output)
 
 
 def main(argv: list[str] | None = None) -> None:

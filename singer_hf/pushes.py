@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import shutil
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from transformers.utils import PushInProgress
 
 if TYPE_CHECKING:
     from .release import Destination
+    from .release.training import TrainingCard
 
 
 class ReleasePushes(Trainer):
@@ -29,11 +30,13 @@ class ReleasePushes(Trainer):
         if not self.is_world_process_zero():
             return
         self.hub_model_id = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
-        from .release.publish import make_repository
+        from .release.destination import make_repository
+        from .release.training import check_repository
 
         destination = self._destination(token, private=private)
         api = destination.api()
         self.hub_model_id = destination.owned(api)
+        check_repository(destination, api)
         make_repository(destination, api)
         self.push_in_progress = None
 
@@ -46,7 +49,12 @@ class ReleasePushes(Trainer):
         """
         if self.is_world_process_zero():
             name = model_name or self.hub_model_id or Path(self.args.output_dir).absolute().name
-            shutil.rmtree(self._release(self.args.output_dir, name, **facts))
+            released = self._release(self.args.output_dir, name, **facts)
+            try:
+                self._card.amend(released)
+                self._card.take(released, is_published=False)
+            finally:
+                shutil.rmtree(released)
 
     def push_to_hub(
         self,
@@ -76,36 +84,53 @@ class ReleasePushes(Trainer):
         self._finish_current_push()
         destination = self._destination(token, revision, private)
         released = self._release(self.args.output_dir, self.hub_model_id, **facts)
-        push = partial(publish_and_remove, released, destination, commit_message)
+        push = partial(publish_and_remove, released, destination, commit_message, self._card)
         return push() if blocking else destination.api().run_as_future(push)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
             return
-        from .release.training import publish_and_remove, publish_checkpoint, told
+        from .release.training import told
 
         busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
         if busy and not self.args.hub_always_push:
             return
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        job = told(partial(self._begin_push, checkpoint_folder))
+        if job is None:
+            return
+        if busy:
+            self.push_in_progress.jobs.append(job)
+        else:
+            self.push_in_progress = PushInProgress([job])
+
+    def _begin_push(self, checkpoint_folder: str) -> Any:
+        """Exports a checkpoint now, before it may be deleted, and publishes it in the background: the future."""
+        from .release.training import publish_and_remove, publish_checkpoint, told
+
         destination, message = self._destination(), f"Training in progress, step {self.state.global_step}"
         released = self._release(checkpoint_folder, self.hub_model_id)
-        pushes = [partial(publish_and_remove, released, destination, message)]
-        if self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
-            is_last = self.args.hub_strategy == HubStrategy.CHECKPOINT
-            name = "last-checkpoint" if is_last else Path(checkpoint_folder).name
-            pushes.append(partial(publish_checkpoint, checkpoint_folder, destination, name, f"{message}, checkpoint"))
-        api = destination.api()
-        jobs = [api.run_as_future(told, push) for push in pushes]  # in one thread, one after the other
-        if busy:
-            self.push_in_progress.jobs.extend(jobs)
-        else:
-            self.push_in_progress = PushInProgress(jobs)
+        is_last = self.args.hub_strategy == HubStrategy.CHECKPOINT
+        name = "last-checkpoint" if is_last else Path(checkpoint_folder).name
+
+        def push() -> None:
+            publish_and_remove(released, destination, message, self._card)
+            if self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+                publish_checkpoint(checkpoint_folder, destination, name, f"{message}, checkpoint")
+
+        return destination.api().run_as_future(told, push)  # in one thread, one after the other
+
+    @cached_property
+    def _card(self) -> TrainingCard:
+        from .release.folder import CARD_FILE
+        from .release.training import TrainingCard
+
+        return TrainingCard(Path(self.args.output_dir, CARD_FILE))
 
     def _destination(
         self, token: str | None = None, revision: str | None = None, private: bool | None = None
     ) -> Destination:
-        from .release.publish import Destination
+        from .release.destination import Destination
 
         return Destination(
             self.hub_model_id,
@@ -115,12 +140,9 @@ class ReleasePushes(Trainer):
             token=token or self.args.hub_token,
         )
 
-    def _release(self, folder: str, name: str, **facts: Any) -> Path:
-        """What is pushed of a folder, in a temporary one; its card is the one in `output_dir` from then on."""
-        from .release.folder import CARD_FILE
+    @staticmethod
+    def _release(folder: str, name: str, **facts: Any) -> Path:
+        """What is pushed of a folder, in a temporary one."""
         from .release.training import training_release
 
-        card = Path(self.args.output_dir, CARD_FILE)
-        released = training_release(folder, name, existing=card, **facts)
-        shutil.copyfile(released / CARD_FILE, card)
-        return released
+        return training_release(folder, name, **facts)

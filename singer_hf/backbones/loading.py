@@ -21,6 +21,10 @@ from ..manifest import verify_if_listed
 # A checkpoint of both towers: AutoModel would build the text tower too.
 _VISION_TOWERS = {"clip": CLIPVisionModel, "siglip": SiglipVisionModel}
 
+# Attention pooling behind the blocks, which no feature goes through. The configuration leaves it out, so a student is saved
+# without it and AutoModel builds none.
+_POOLING_HEADS = ("siglip", "siglip_vision_model")
+
 
 @dataclass(frozen=True)
 class StudentSize:
@@ -63,6 +67,8 @@ def load_vision_model(name_or_path: str, *, image_size: int | None = None, **kwa
             f"{name_or_path!r} is no folder here (working directory {os.getcwd()}), and as a model of the Hub it "
             f"could not be opened: {error}"
         ) from error
+    if config.model_type in _POOLING_HEADS:
+        kwargs.setdefault("vision_use_head", False)
     tower = _VISION_TOWERS.get(config.model_type)
     if tower is not None:
         return tower.from_pretrained(name_or_path, **kwargs)
@@ -114,6 +120,8 @@ def build_student(
             # Its training-mode jitter of rotary positions draws from the process's random state, which would make
             # a run depend on the number of processes.
             config.pos_embed_shift = config.pos_embed_jitter = config.pos_embed_rescale = None
+        if config.model_type in _POOLING_HEADS:
+            config.vision_use_head = False
     config.name_or_path = ""
     return AutoModel.from_config(config, **without_pooler(config))
 

@@ -2,16 +2,18 @@
 
 `export.py` (what strangers get) → `record.py`, `results.py`, `diagnosis.py`, `emissions.py`, `license.py` (what was
 recorded of it) → `card.py` and its template → `amend.py` (a card that exists) → `folder.py` (all of it together) →
-`publish.py` (one commit). `examples/push_to_hub.py` and the trainer's pushes are made of these.
+`destination.py`, `published.py` (where it goes, what is there) → `publish.py` (one commit). `training.py` (what a
+trainer pushes) and `examples/push_to_hub.py` are made of these.
 """
 
 from .amend import amend
 from .card import CardFacts, Picture, model_card
+from .destination import Destination, PublishError
 from .export import ExportedModel, ExportError, export_adapter, export_classifier, export_student
 from .folder import ReleaseFolder, adapter_folder, student_folder
 from .license import License, inherited_license
 from .onnx import OnnxError, OnnxExport, export_onnx
-from .publish import Destination, PublishError, publish
+from .publish import publish
 from .record import RecordError, Run
 from .results import ResultsError
 

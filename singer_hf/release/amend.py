@@ -44,6 +44,19 @@ def sealed(card: ModelCard) -> ModelCard:
     return _with_body(card.data.to_dict(), text.rstrip() + "\n\n" + _comment(card.data.to_dict()))
 
 
+def is_generated_card(card: ModelCard) -> bool:
+    """Whether this package wrote it, or wrote into it."""
+    return _last_generated(card.text) is not None
+
+
+def is_as_generated(card: ModelCard) -> bool:
+    """Whether nobody has edited it since."""
+    if _last_generated(card.text) != json.loads(json.dumps(card.data.to_dict(), default=str)):
+        return False
+    rest = _METADATA.sub("", _SECTION.sub("", card.text))
+    return not rest.strip() and all(f["hash"] == _hash(f["text"]) for f in _SECTION.finditer(card.text))
+
+
 def amend(existing: ModelCard, generated: ModelCard) -> tuple[ModelCard, list[str]]:
     """The existing card with the generated one's sections and metadata.
 

@@ -24,6 +24,7 @@ from ..backbones.loading import without_pooler
 from ..checkpoint import ADAPTER_FOLDER
 from ..data import find_processor, input_size, processor_to_save
 from ..evaluation.frozen import weights_fingerprint
+from ..manifest import verify_if_listed
 
 
 class ExportError(ValueError):
@@ -45,6 +46,7 @@ class ExportedModel:
         feature_shape: of that tensor for one image.
         final_norm: "none" where `last_hidden_state` is that feature; "plain" where it is its LayerNorm of scale 1 and
             shift 0, as it was initialised; "own" where a norm with weights of its own lies between.
+        pooled_norm: `pooler_output` is the CLS token behind a norm that distillation does not train (CLIP).
         labels: of a classifier.
         fingerprint: of the student's weights, as evaluation results name it.
     """
@@ -62,6 +64,7 @@ class ExportedModel:
     feature_shape: tuple[int, ...]
     final_norm: str
     fingerprint: str
+    pooled_norm: bool = False
     labels: tuple[str, ...] = field(default=())
 
     @property
@@ -142,11 +145,14 @@ def export_adapter(run: str | Path, folder: str | Path, teacher: str | None) -> 
 
     Raises:
         ExportError: the run has no adapter.
+        DamagedCheckpointError: a file is not what a manifest says.
     """
     folder, source = _new_folder(folder), Path(run, ADAPTER_FOLDER)
     for name in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME):
         if not (source / name).exists():
             raise ExportError(f"{run} has no adapter: {ADAPTER_FOLDER}/{name} is missing.")
+    verify_if_listed(run)
+    verify_if_listed(source)
     config = json.loads((source / CONFIG_NAME).read_text(encoding="utf-8"))
     # PEFT without singer_hf stops at this name with a KeyError that says nothing else.
     config |= {"base_model_name_or_path": teacher, "peft_type": RELEASED_NAME}
@@ -201,6 +207,7 @@ def _described(student: PreTrainedModel, processor: Any) -> ExportedModel:
         feature_shape=tuple(hidden.shape),
         final_norm=_final_norm(outputs.last_hidden_state, distilled, student),
         fingerprint=weights_fingerprint(student),
+        pooled_norm=student.config.model_type == "clip_vision_model",
     )
 
 

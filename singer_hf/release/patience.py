@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from typing import TypeVar
@@ -24,8 +24,13 @@ LONGEST_WAIT = 300.0
 _RETRIED = (408, 429, 500, 502, 503, 504)
 
 
-def patiently(call: Callable[[], Result]) -> Result:
-    """The result of a call, tried again where the Hub is busy or the connection breaks."""
+def patiently(call: Callable[[], Result], tokens: Iterable[str | None] = ()) -> Result:
+    """The result of a call, tried again where the Hub is busy or the connection breaks.
+
+    Args:
+        call: may be made again.
+        tokens: that stay out of the log, whatever the server says.
+    """
     for wait in (*WAITS, None):
         try:
             return call()
@@ -33,7 +38,7 @@ def patiently(call: Callable[[], Result]) -> Result:
             delay = _delay(error, wait)
             if delay is None:
                 raise
-            logger.warning("%s: trying again in %g s.", reason(error), delay)
+            logger.warning("%s: trying again in %g s.", reason(error, tokens), delay)
             time.sleep(delay)
     raise AssertionError("unreachable: the last attempt returns or raises")
 
@@ -66,7 +71,7 @@ def retry_after(value: str | None) -> float | None:
     return (date - datetime.now(timezone.utc)).total_seconds()
 
 
-def reason(error: Exception) -> str:
+def reason(error: Exception, tokens: Iterable[str | None] = ()) -> str:
     """The server's own words, else the error's first line."""
     said = getattr(error, "server_message", None) or str(error)
-    return redacted(" ".join((said.strip() or type(error).__name__).splitlines()[0].split()).rstrip("."))
+    return redacted(" ".join((said.strip() or type(error).__name__).splitlines()[0].split()).rstrip("."), tokens)

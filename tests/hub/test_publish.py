@@ -9,9 +9,10 @@ from email.utils import format_datetime, parsedate_to_datetime
 
 import pytest
 from huggingface_hub import HfApi
+from huggingface_hub.errors import HTTPError
 
 from singer_hf.release import Destination, PublishError, publish
-from singer_hf.release.patience import retry_after
+from singer_hf.release.patience import patiently, retry_after
 
 REPO = "user/student"
 
@@ -82,6 +83,26 @@ def test_weights_of_an_earlier_commit_do_not_stay_beside_new_ones(online, folder
     publish(folder, to(online, exist_ok=True))
     assert "model.safetensors" not in online.files(REPO)
     assert online.files(REPO)["notes.txt"] == b"by hand"
+
+
+def test_what_this_package_wrote_beside_earlier_weights_goes_with_them(online, folder):
+    beside = ["onnx/model.onnx", "adapter/adapter_config.json", "adapter/adapter_model.safetensors"]
+    beside.append("distillation.safetensors")
+    api = HfApi(endpoint=online.url, token=online.token)
+    for name in (*beside, "adapter/notes.txt", "last-checkpoint/model.safetensors"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"of earlier weights")
+    publish(folder, to(online))
+    for name in (*beside, "adapter/notes.txt", "last-checkpoint/model.safetensors"):
+        (folder / name).unlink()
+    publish(folder, to(online, exist_ok=True))
+    kept = {"adapter/notes.txt", "last-checkpoint/model.safetensors"}
+    assert set(online.files(REPO)) == {*contents(folder), *kept}
+    assert api.model_info(REPO).sha == online.repos[REPO].branches["main"]
+
+
+def test_a_destination_shows_no_token(online):
+    assert online.token not in repr(to(online))
 
 
 def test_model_and_adapter_do_not_share_a_repository(online, folder):
@@ -229,6 +250,18 @@ def test_tokens_are_neither_published_nor_logged(online, folder, caplog, waits):
         publish(folder, to(online))
     ours = [record.getMessage() for record in caplog.records if record.name.startswith("singer_hf")]
     assert ours and not any(online.token in text for text in [*ours, str(caught.value)])
+
+
+def test_no_token_of_whatever_form_is_in_the_log(caplog, waits):
+    errors = [HTTPError("you sent my-own-token")]
+
+    def call():
+        if errors:
+            raise errors.pop()
+        return "done"
+
+    assert patiently(call, ("my-own-token",)) == "done"
+    assert "you sent <left out>" in caplog.text and "my-own-token" not in caplog.text
 
 
 def test_a_connection_cut_in_mid_upload_is_tried_again(online, folder, waits):

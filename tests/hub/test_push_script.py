@@ -1,6 +1,7 @@
 """examples/push_to_hub.py as users run it."""
 
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from released import example_images, result_of
 
 sys.path.append(str(Path(__file__).parents[2] / "examples"))
 
+import push_to_hub
 from push_to_hub import main
 
 
@@ -82,6 +84,7 @@ def test_the_licence_is_the_teachers(logged_in, run, tmp_path):
         (["--run", "RUN", "--repo_id", "user/a", "--results", "/nowhere"], "No evaluation results|cannot be read"),
         (["--run", "RUN", "--repo_id", "user/a", "--diagnosis", "/nowhere"], "cannot be read as a diagnosis"),
         (["--run", "RUN", "--repo_id", "user/a", "--license_name", "x"], "whose id is other"),
+        (["--run", "RUN", "--adapter_repo_id", "user/a", "--onnx", "--widget", "a.png"], "--onnx, --widget: of the"),
         (["--run", "RUN", "--repo_id", "company/a"], "may not write to company/a"),
     ],
 )
@@ -95,5 +98,81 @@ def test_mistakes_end_in_one_line(logged_in, run, options, message):
 
 def test_an_existing_repository_is_named(logged_in, run):
     main(["--run", str(run), "--repo_id", "user/student"])
-    with pytest.raises(SystemExit, match="user/student already holds 4 files: .*exist_ok"):
-        main(["--run", str(run), "--repo_id", "user/student"])
+    with pytest.raises(SystemExit, match="user/student already holds 4 files, .*exist_ok"):
+        main(["--run", str(run), "--repo_id", "user/student", "--license", "mit"])
+
+
+def test_two_repositories_are_checked_before_one_changes(logged_in, run, tmp_path):
+    api = HfApi(endpoint=logged_in.url, token=logged_in.token)
+    api.create_repo("user/adapter", private=True)
+    api.upload_file(path_or_fileobj=b"{}", path_in_repo="config.json", repo_id="user/adapter")
+    with pytest.raises(SystemExit, match="user/adapter already holds 1 files"):
+        main(["--run", str(run), "--repo_id", "user/student", "--adapter_repo_id", "user/adapter"])
+    assert "user/student" not in logged_in.repos
+    without = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("adapter", "manifest.json"))
+    with pytest.raises(SystemExit, match="has no adapter"):
+        main(["--run", str(without), "--repo_id", "user/student", "--adapter_repo_id", "user/other"])
+    assert "user/student" not in logged_in.repos
+
+
+@pytest.mark.parametrize("output", [False, True])
+def test_the_same_command_again_ends_what_was_cut_off(logged_in, run, tmp_path, waits, output):
+    command = ["--run", str(run), "--repo_id", "user/student", "--adapter_repo_id", "user/adapter"]
+    command += ["--output_dir", str(tmp_path / "kept")] if output else []
+    fault = logged_in.fail("POST /api/models/user/adapter/commit", 503, times=99)
+    with pytest.raises(SystemExit, match="Run the same command again"):
+        main(command)
+    assert logged_in.files("user/student") and not logged_in.files("user/adapter")
+    fault.times = 0
+    main(command)
+    main(command)
+    assert set(logged_in.files("user/adapter")) == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+    for name in ("user/student", "user/adapter"):
+        assert logged_in.repos[name].messages == ["initial commit", "Upload with singer_hf"]
+    if output:
+        kept = tmp_path / "kept" / "student"
+        assert {path.name: path.read_bytes() for path in kept.iterdir()} == logged_in.files("user/student")
+    assert {path.name for path in tmp_path.iterdir()} <= {"kept"}  # no staging is left
+
+
+def test_a_folder_that_is_not_an_earlier_export_is_never_replaced(logged_in, run, tmp_path):
+    command = ["--run", str(run), "--repo_id", "user/student", "--dry_run", "--output_dir"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    copy = shutil.copytree(run, tmp_path / "run")  # which has a manifest, too
+    main([*command, str(tmp_path / "kept")])
+    main([*command, str(tmp_path / "kept")])
+    for name, edit in (("edited", "student/README.md"), ("more", "student/notes.txt")):
+        shutil.copytree(tmp_path / "kept", tmp_path / name)
+        (tmp_path / name / edit).write_text("By hand.")
+    for folder in (tmp_path / "mine", copy, tmp_path / "edited", tmp_path / "more"):
+        before = sorted(folder.rglob("*"))
+        with pytest.raises(SystemExit, match="is not empty, and not what an earlier call left there unchanged"):
+            main([*command, str(folder)])
+        assert sorted(folder.rglob("*")) == before
+
+
+def test_a_card_that_changed_since_it_was_read_is_not_written_over(logged_in, run, monkeypatch):
+    main(["--run", str(run), "--repo_id", "user/student"])
+    real = push_to_hub.publish
+
+    def meanwhile(*args, **options):
+        api = HfApi(endpoint=logged_in.url, token=logged_in.token)
+        api.upload_file(path_or_fileobj=b"by hand", path_in_repo="notes.txt", repo_id="user/student")
+        return real(*args, **options)
+
+    monkeypatch.setattr(push_to_hub, "publish", meanwhile)
+    with pytest.raises(SystemExit, match="has changed meanwhile"):
+        main(["--run", str(run), "--repo_id", "user/student", "--exist_ok", "--license", "mit"])
+    assert "license: mit" not in logged_in.files("user/student")["README.md"].decode()
+
+
+def test_a_dry_run_shows_what_the_hub_refuses(logged_in, run, waits, capsys):
+    command = ["--run", str(run), "--repo_id", "user/student", "--dry_run"]
+    logged_in.fail("GET /api/models/user/student", 403, times=99)
+    with pytest.raises(SystemExit, match="may not write"):
+        main(command)
+    logged_in.faults.clear()
+    logged_in.fail("GET /api/models/user/student", way="cut", times=99)
+    main(command)
+    assert "What is on the Hub was not looked at: The connection to" in capsys.readouterr().out

@@ -7,6 +7,7 @@ import pytest
 import torch
 from families import tiny_model, tiny_vit, vit_processor
 from peft import PeftConfig, PeftModel
+from released import MIT
 from transformers import (
     AutoImageProcessor,
     AutoModel,
@@ -14,10 +15,22 @@ from transformers import (
     TimmWrapperImageProcessor,
 )
 
-from singer_hf import vision_backbone
+from singer_hf import StudentSize, build_student, vision_backbone
 from singer_hf.data import processor_to_save
 from singer_hf.evaluation import FrozenBackbone
-from singer_hf.release import ExportError, OnnxError, export_adapter, export_classifier, export_onnx, export_student
+from singer_hf.manifest import DamagedCheckpointError
+from singer_hf.release import (
+    CardFacts,
+    ExportError,
+    OnnxError,
+    Run,
+    export_adapter,
+    export_classifier,
+    export_onnx,
+    export_student,
+    model_card,
+)
+from singer_hf.release.training import training_release
 
 STUDENT_FILES = {"config.json", "model.safetensors", "preprocessor_config.json"}
 
@@ -51,7 +64,8 @@ def test_nothing_else_of_the_run_is_exported(tmp_path, run):
 
 
 @pytest.mark.parametrize(
-    "family", ["vit", "deit", "ijepa", "beit", "dinov2", "dinov3", "clip", "timm_augreg", "timm_registers"]
+    "family",
+    ["vit", "deit", "ijepa", "beit", "dinov2", "dinov3", "clip", "siglip", "timm_augreg", "timm_registers"],
 )
 def test_automodel_gives_the_distilled_feature_of_every_family(tmp_path, family):
     torch.manual_seed(0)
@@ -95,6 +109,41 @@ def test_a_pooler_that_nobody_trained_is_not_among_the_weights(tmp_path, run):
     assert exported.load_options == {"add_pooling_layer": False}
     _, info = AutoModel.from_pretrained(tmp_path / "student", output_loading_info=True)
     assert {name.split(".")[0] for name in info["missing_keys"]} == {"pooler"}
+
+
+def test_a_pooling_head_that_nobody_trained_is_not_among_the_weights(tmp_path):
+    teacher = tiny_model("siglip")
+    assert any(name.startswith("head.") for name in teacher.state_dict())
+    for name, student in (("scratch", build_student(teacher.config, StudentSize(16, 2, 2))), ("given", teacher)):
+        exported = export_student(saved(student, tmp_path / name), tmp_path / f"{name}_out")
+        loaded, info = AutoModel.from_pretrained(tmp_path / f"{name}_out", output_loading_info=True)
+        assert not info["missing_keys"] and not any(key.startswith("head.") for key in loaded.state_dict())
+        assert exported.parameters == sum(p.numel() for p in loaded.parameters())
+        assert exported.fingerprint == FrozenBackbone.load(str(tmp_path / f"{name}_out")).fingerprint()
+
+
+def test_clips_norm_of_the_pooled_token_is_told(tmp_path, run):
+    model = export_student(saved(tiny_model("clip"), tmp_path / "run"), tmp_path / "out")
+    card = model_card(CardFacts(repo_id="user/student", run=Run.load(run), license=MIT, model=model))
+    assert model.pooled_norm and "CLS token behind `post_layernorm`" in card.text
+
+
+def test_a_damaged_adapter_is_not_released(tmp_path, run):
+    damaged = shutil.copytree(run, tmp_path / "run")
+    weights = damaged / "adapter" / "adapter_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(DamagedCheckpointError, match="adapter_model.safetensors is damaged"):
+        export_adapter(damaged, tmp_path / "adapter", None)
+    (damaged / "manifest.json").unlink()  # an adapter has its own, too
+    with pytest.raises(DamagedCheckpointError, match="adapter_model.safetensors is damaged"):
+        export_adapter(damaged, tmp_path / "again", None)
+    shutil.copy(run / "adapter" / "adapter_model.safetensors", weights)
+    shutil.copy(run / "manifest.json", damaged)
+    (damaged / "distillation.safetensors").write_bytes(b"x")
+    with pytest.raises(DamagedCheckpointError, match="distillation.safetensors"):
+        training_release(damaged, "user/student")
 
 
 def test_a_teachers_labels_do_not_name_the_outputs_of_a_student_without_head(tmp_path):
@@ -174,11 +223,15 @@ def test_onnx_gives_the_same_outputs_at_any_batch(tmp_path, run, classifier, is_
 
 
 @pytest.mark.slow
-def test_onnx_with_other_outputs_is_not_left_behind(tmp_path, run, monkeypatch):
+@pytest.mark.parametrize("weights", ["as they are", "nan"])
+def test_onnx_with_other_outputs_is_not_left_behind(tmp_path, run, monkeypatch, weights):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    monkeypatch.setattr("singer_hf.release.onnx.TOLERANCE", 0.0)
     model = AutoModel.from_pretrained(run, add_pooling_layer=False)
+    if weights == "nan":
+        torch.nn.init.constant_(model.layernorm.weight, float("nan"))
+    else:
+        monkeypatch.setattr("singer_hf.release.onnx.TOLERANCE", 0.0)
     with pytest.raises(OnnxError, match="differ from torch's"):
         export_onnx(model, tmp_path, (32, 32), is_classifier=False)
     assert not list((tmp_path / "onnx").iterdir())

@@ -3,10 +3,12 @@
 import json
 
 import pytest
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard
 from runs import trainer_of
 
-from singer_hf.release import PublishError
+from singer_hf.release import Destination, PublishError, ResultsError
+from singer_hf.release.destination import make_repository
+from singer_hf.release.training import publish_checkpoint
 from singer_hf.secrets import without_tokens
 
 STUDENT = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"}
@@ -57,15 +59,88 @@ def test_a_checkpoint_to_resume_from_is_pushed_where_that_is_asked_for(online, t
     assert files >= STUDENT | BESIDE and not any(name.endswith("training_args.bin") for name in files)
 
 
-def test_tokens_are_in_no_file(online, trainer, tmp_path):
-    trainer = trainer(push_to_hub=True, save_strategy="steps", save_steps=1)
+@pytest.mark.parametrize("strategy", ["every_save", "checkpoint"])
+def test_tokens_are_in_no_file(online, trainer, tmp_path, strategy):
+    trainer = trainer(
+        push_to_hub=True,
+        save_strategy="steps",
+        save_steps=1,
+        hub_strategy=strategy,
+        gradient_checkpointing_kwargs={"deep": {"api_token": "secret-of-mine"}},
+    )
     trainer.train()
-    trainer.args.optim_args = {"deep": {"api_token": "secret-of-mine"}}
     trainer.push_to_hub()
     written = [path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()]
-    published = list(online.files("user/student").values())
+    published = online.files("user/student")
+    assert ("last-checkpoint/run.json" in published) is (strategy == "checkpoint")
     secrets = online.token.encode(), b"secret-of-mine"
-    assert written and published and not any(secret in data for data in written + published for secret in secrets)
+    assert written and not any(secret in data for data in [*written, *published.values()] for secret in secrets)
+
+
+@pytest.mark.parametrize("secret", ['{"note": "TOKEN"}', '{"options": {"optim_args": [{"api_key": "mine"}]}}'])
+def test_a_checkpoint_with_a_token_is_not_pushed(online, tmp_path, secret):
+    destination = Destination("user/student", token=online.token)
+    make_repository(destination, destination.api())
+    (tmp_path / "run.json").write_text(secret.replace("TOKEN", online.token))
+    with pytest.raises(PublishError, match="run.json holds"):
+        publish_checkpoint(tmp_path, destination, "last-checkpoint", "A checkpoint")
+    assert online.files("user/student") == {}
+
+
+@pytest.mark.parametrize("request_", ["PUT /lfs/", "POST /api/models/user/student/commit"])
+def test_checkpoints_are_pushed_as_patiently(online, tmp_path, waits, request_):
+    destination = Destination("user/student", token=online.token)
+    make_repository(destination, destination.api())
+    (tmp_path / "optimizer.pt").write_bytes(b"state" * 100)
+    online.fail(request_, 503, times=2)
+    publish_checkpoint(tmp_path, destination, "last-checkpoint", "A checkpoint")
+    assert set(online.files("user/student")) == {"last-checkpoint/optimizer.pt"} and len(waits) >= 2
+
+
+def test_the_published_card_is_amended_and_the_own_one_follows(online, trainer, tmp_path):
+    trainer = trainer(push_to_hub=True, save_strategy="no")
+    trainer.train()
+    trainer.push_to_hub()
+    api = HfApi(endpoint=online.url, token=online.token)
+    text = online.files("user/student")["README.md"].decode()
+    edited = text.replace("## Training", "## Training\n\nOn the Hub.").encode()
+    api.upload_file(path_or_fileobj=edited, path_in_repo="README.md", repo_id="user/student")
+    trainer.push_to_hub(license="mit")
+    card = tmp_path / "run" / "README.md"
+    published = online.files("user/student")["README.md"].decode()
+    assert "On the Hub." in published and "license: mit" in published and card.read_text() == published
+    card.write_text(published.replace("## Citation", "## Citation\n\nHere."))
+    trainer.push_to_hub(license="mit")
+    published = online.files("user/student")["README.md"].decode()
+    assert "Here." in published and "On the Hub." in published
+    card.write_text(published.replace("Here.", "Here again."))
+    edited = published.replace("On the Hub.", "On the Hub again.").encode()
+    api.upload_file(path_or_fileobj=edited, path_in_repo="README.md", repo_id="user/student")
+    with pytest.raises(PublishError, match="both edited by hand"):
+        trainer.push_to_hub()
+    assert online.files("user/student")["README.md"] == edited and "Here again." in card.read_text()
+
+
+def test_a_model_that_somebody_else_published_is_not_written_over(online, trainer):
+    api = HfApi(endpoint=online.url, token=online.token)
+    api.create_repo("user/student")
+    api.upload_file(path_or_fileobj=b"{}", path_in_repo="config.json", repo_id="user/student")
+    with pytest.raises(PublishError, match="was not published by singer_hf"):
+        trainer(push_to_hub=True)
+    with pytest.raises(PublishError, match="was not published by singer_hf"):
+        trainer().push_to_hub()
+    assert online.files("user/student") == {"config.json": b"{}"}
+
+
+def test_an_export_that_fails_does_not_end_the_training(online, trainer, caplog, monkeypatch):
+    def broken(*args, **options):
+        raise ResultsError("of other weights")
+
+    monkeypatch.setattr("singer_hf.release.training.student_folder", broken)
+    trainer = trainer(push_to_hub=True, save_strategy="steps", save_steps=1)
+    trainer.train()
+    assert trainer.state.global_step == 2
+    assert any("Not pushed: ResultsError: of other weights" in record.getMessage() for record in caplog.records)
 
 
 def test_a_failed_push_does_not_end_the_training_and_is_told(online, trainer, caplog):
