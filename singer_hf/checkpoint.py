@@ -5,7 +5,8 @@
     distillation.safetensors                                   projectors and other modules of the objective
     manifest.json                                              size and SHA-256 of every file
 
-The teacher's own weights are never written. Trainer adds optimizer, scheduler and random states.
+The teacher's own weights are never written. Trainer adds optimizer, scheduler and random states,
+`counters.json` what the run has counted.
 """
 
 from __future__ import annotations

@@ -28,6 +28,11 @@ class RunningMean:
         number = number.detach().float()
         self._counts[name] = self._counts[name] + number if name in self._counts else number
 
+    def counted(self, name: str, accelerator: Any) -> int:
+        """A counter over all processes, which goes on. Every process must call it."""
+        number = self._counts.get(name, torch.zeros((), device=accelerator.device))
+        return int(accelerator.reduce(number.reshape(1), reduction="sum"))
+
     def pop(self, accelerator: Any) -> tuple[dict[str, float], dict[str, float]]:
         """Means and counters over all processes, and forgets them. Every process must call it."""
         names, counters = sorted(self._sums), sorted(self._counts)

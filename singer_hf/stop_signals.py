@@ -9,11 +9,15 @@ import logging
 import signal
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from transformers import TrainerCallback
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback
+
+from .resume import find_checkpoints
 
 logger = logging.getLogger(__name__)
 
@@ -21,21 +25,24 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class RunStopped(SystemExit):
-    """A signal stopped the run, whose checkpoint is written. Not caught, it ends the program with 128 + signal.
+    """A signal stopped the run. Not caught, it ends the program with 128 + signal.
 
     Args:
         signal_number: of the signal.
-        checkpoint: its folder.
+        checkpoint: the folder that was written; None where there is none.
     """
 
-    def __init__(self, signal_number: int, checkpoint: str):
+    def __init__(self, signal_number: int, checkpoint: str | None):
         super().__init__(128 + signal_number)
         self.signal_number, self.checkpoint = signal_number, checkpoint
 
     def __str__(self) -> str:
+        stopped = f"{signal.Signals(self.signal_number).name} stopped the run."
+        if self.checkpoint is None:
+            return f"{stopped} No checkpoint of its last step was written."
         return (
-            f"{signal.Signals(self.signal_number).name} stopped the run. {self.checkpoint} is written: go on with "
-            "resume_from_checkpoint=True (--resume_from_checkpoint true)."
+            f"{stopped} {self.checkpoint} is written: go on with resume_from_checkpoint=True "
+            "(--resume_from_checkpoint true)."
         )
 
 
@@ -85,6 +92,34 @@ class StopSignals(TrainerCallback):
             return number
         received = torch.tensor([number], device=self.accelerator.device)
         return int(self.accelerator.gather(received).max())
+
+
+class StoppableTrainer(Trainer):
+    """A Trainer that ends in [`RunStopped`] where its `stop_signals` stopped it, and whose workers live that long."""
+
+    stop_signals: StopSignals
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        with self.stop_signals:
+            output = super().train(*args, **kwargs)
+        if self.stop_signals.stopped_by:
+            name = f"checkpoint-{self.state.global_step}"
+            written = [str(path) for path in find_checkpoints(self.args.output_dir) if path.name == name]
+            stopped = RunStopped(self.stop_signals.stopped_by, written[0] if written else None)
+            logger.warning("%s", stopped)
+            raise stopped
+        return output
+
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
+        loader = super()._get_dataloader(*args, **kwargs)
+        own = getattr(loader, "base_dataloader", loader)  # accelerate's is a shell, whose attributes nobody reads
+        own.worker_init_fn = partial(leave_stopping_to_the_trainer, own.worker_init_fn)
+        return loader
+
+    def _determine_best_metric(self, metrics: Any, trial: Any) -> bool:
+        """Whether to save, which save_strategy="best" asks behind an evaluation: also where the run stops."""
+        is_best = super()._determine_best_metric(metrics=metrics, trial=trial)
+        return is_best or bool(self.stop_signals.stopped_by)
 
 
 def leave_stopping_to_the_trainer(then: Callable[[int], None] | None, worker: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import Trainer, TrainerCallback
 from .data import TrainingStream
 from .data.training_stream import StreamLoader, StreamPosition
 from .manifest import CheckpointError
+from .stop_signals import leave_stopping_to_the_trainer
 
 
 class StreamResume(Trainer):
@@ -35,6 +37,7 @@ class StreamResume(Trainer):
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
             prefetch_factor=args.dataloader_prefetch_factor,
+            worker_init_fn=partial(leave_stopping_to_the_trainer, None),
             multiprocessing_context=args.dataloader_multiprocessing_context,
         )
         self._stream_loader = StreamLoader(

@@ -7,7 +7,6 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,17 +18,15 @@ from transformers import (
     PreTrainedModel,
     Trainer,
     TrainerCallback,
-    TrainerState,
     set_seed,
 )
-from transformers.trainer import TRAINER_STATE_NAME
 
 from .adapter import NullspaceLoraConfig
 from .arguments import DistillationArguments
 from .backbones import load_vision_model
 from .checkpoint import load_distillation, save_distillation
+from .counters import load_counters, save_counters
 from .data import DataPipeline, EpochSampler
-from .data.training_stream import StreamLoader
 from .data.workers import worker_advice
 from .distiller import Distiller
 from .durable import DurableCheckpoints
@@ -43,13 +40,13 @@ from .running_mean import RunningMean
 from .scores import knn_accuracy
 from .secrets import without_tokens
 from .sharded_teacher import shard_teacher
-from .stop_signals import RunStopped, StopSignals, leave_stopping_to_the_trainer
+from .stop_signals import StoppableTrainer, StopSignals
 from .stream_resume import StreamResume
 
 logger = logging.getLogger(__name__)
 
 
-class DistillationTrainer(DurableCheckpoints, StreamResume, ReleasePushes, Trainer):
+class DistillationTrainer(StoppableTrainer, DurableCheckpoints, StreamResume, ReleasePushes, Trainer):
     """Distills a ViT teacher into a ViT student.
 
     Paper: SiNGER (ICLR 2026, arXiv 2509.20986). `trainer.model` is a [`Distiller`]; `trainer.student` is the plain
@@ -164,12 +161,6 @@ class DistillationTrainer(DurableCheckpoints, StreamResume, ReleasePushes, Train
         self._samplers.append(sampler)
         return sampler
 
-    def get_train_dataloader(self) -> Any:
-        loader = super().get_train_dataloader()
-        own = loader.loader if isinstance(loader, StreamLoader) else loader
-        own.worker_init_fn = partial(leave_stopping_to_the_trainer, own.worker_init_fn)
-        return loader
-
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         if not isinstance(eval_dataset, str):  # the name of one of several
             eval_dataset = self.data.evaluation(eval_dataset)
@@ -196,14 +187,8 @@ class DistillationTrainer(DurableCheckpoints, StreamResume, ReleasePushes, Train
         return super().get_decay_parameter_names(model)
 
     def train(self, *args, **kwargs):
-        with self.stop_signals, worker_advice():
-            output = super().train(*args, **kwargs)
-        if self.stop_signals.stopped_by:
-            checkpoint = os.path.join(self.args.output_dir, f"checkpoint-{self.state.global_step}")
-            stopped = RunStopped(self.stop_signals.stopped_by, checkpoint)
-            logger.warning("%s", stopped)
-            raise stopped
-        return output
+        with worker_advice():
+            return super().train(*args, **kwargs)
 
     def training_step(self, *args, **kwargs) -> Tensor:
         with memory_advice(self.args):
@@ -327,13 +312,17 @@ class DistillationTrainer(DurableCheckpoints, StreamResume, ReleasePushes, Train
             file.write(json.dumps(without_tokens(self.args.to_dict()), indent=2))
         self.record.save(output_dir)
 
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)  # which every process calls
+        corrupt = self.num_corrupt_images + self._train_means.counted("corrupt_images", self.accelerator)
+        if self.args.should_save:
+            save_counters(output_dir, {"corrupt_images": corrupt, "nonfinite_steps": self.nonfinite.skipped})
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         load_distillation(self.model, resume_from_checkpoint)
         self.record.resume(resume_from_checkpoint)
-        state = TrainerState.load_from_json(os.path.join(resume_from_checkpoint, TRAINER_STATE_NAME))
-        logged = {name: value for entry in state.log_history for name, value in entry.items()}
-        self.num_corrupt_images = logged.get("corrupt_images", 0)
-        self.nonfinite.skipped = logged.get("nonfinite_steps", 0)
+        counters = load_counters(resume_from_checkpoint)
+        self.num_corrupt_images, self.nonfinite.skipped = counters["corrupt_images"], counters["nonfinite_steps"]
 
     def _load_best_model(self) -> None:
         logger.info("Loading the best checkpoint %s", self.state.best_model_checkpoint)

@@ -1,6 +1,7 @@
 """What happens to a run, and what it leaves behind."""
 
 import math
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -59,6 +60,57 @@ def test_a_signal_saves_a_checkpoint_and_the_resumed_run_is_the_whole_one(tmp_pa
     assert_same_weights(weights(whole), weights(again))
 
 
+def test_a_stop_saves_whatever_the_save_strategy_says_of_its_step(tmp_path):
+    def stop():
+        trainer.compute_metrics = lambda prediction: {"gram_distance": 1.0}  # worse
+        signal.raise_signal(signal.SIGTERM)
+
+    options = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "best", "greater_is_better": False}
+    options |= {"metric_for_best_model": "gram_distance"}
+    trainer = trainer_of(tmp_path, eval_dataset=image_dataset(8), max_steps=6, callbacks=[At(3, stop)], **options)
+    trainer.compute_metrics = lambda prediction: {"gram_distance": 0.0}
+    with pytest.raises(RunStopped, match="checkpoint-4 is written"):
+        trainer.train()
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
+    assert trainer.state.best_global_step == 2
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_a_signal_to_the_whole_group_while_workers_of_an_evaluation_live(tmp_path, persistent):
+    class Stop(TrainerCallback):
+        def signal_all(self):
+            workers = multiprocessing.active_children()
+            assert workers
+            for worker in workers:
+                os.kill(worker.pid, signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+
+        def on_prediction_step(self, args, state, control, **kwargs):
+            if not persistent and not trainer.stop_signals.received:
+                self.signal_all()
+
+        def on_step_begin(self, args, state, control, **kwargs):
+            if persistent and state.global_step == 1:
+                self.signal_all()
+
+    options = {"dataloader_num_workers": 1, "dataloader_persistent_workers": persistent, "max_steps": 4}
+    options |= {"eval_dataset": image_dataset(48), "eval_strategy": "steps", "eval_steps": 1}
+    trainer = trainer_of(tmp_path, callbacks=[Stop()], **options)
+    with pytest.raises(RunStopped, match="checkpoint-2 is written"):
+        trainer.train()
+
+
+def test_a_stop_without_a_checkpoint_names_none(tmp_path):
+    class Never(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_save = False
+
+    trainer = trainer_of(tmp_path, callbacks=[At(1, lambda: signal.raise_signal(signal.SIGTERM))])
+    trainer.add_callback(Never())
+    with pytest.raises(RunStopped, match="No checkpoint of its last step was written"):
+        trainer.train()
+
+
 def test_a_second_interrupt_stops_at_once(tmp_path):
     def twice():
         signal.raise_signal(signal.SIGINT)
@@ -108,6 +160,15 @@ def test_bad_steps_are_left_out_a_bounded_number_of_times(tmp_path):
     trainer = trainer_of(tmp_path / "three", callbacks=[Poison({1, 3, 4})], **options)
     with pytest.raises(FloatingPointError, match="2 such steps were skipped before"):
         trainer.train()
+
+
+def test_a_resumed_run_remembers_the_bad_steps_before_it(tmp_path):
+    options = {"max_steps": 4, "nonfinite": "skip", "max_nonfinite_steps": 1, "logging_steps": 50}
+    options |= {"save_strategy": "steps", "save_steps": 2}
+    trainer_of(tmp_path, callbacks=[Poison({1})], **options).train()
+    again = trainer_of(tmp_path, callbacks=[Poison({3})], **options)
+    with pytest.raises(FloatingPointError, match="1 such steps were skipped before"):
+        again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 
 def test_a_step_that_is_left_out_changes_nothing(tmp_path):
