@@ -14,8 +14,9 @@
 that were learnt from, repetitions included. `fingerprint` is `datasets`' own, which tells data apart on one machine;
 of a stream that `load_images` opened it is a hash of revision and `files`: file -> bytes (`null` on the Hub, where the
 revision settles them), beyond 1,000 files their common folder -> bytes. `files` of what is no stream is `null`. A
-resumed run adds a session; `seconds` is wall time from its first step to its last. Losses step by step are in
-`trainer_state.json`. Tokens are left out, also those inside of addresses: such an option is given again by hand.
+resumed run adds a session, as does each further call of `train()`; `seconds` is wall time from its first step to its
+last. Losses step by step are in `trainer_state.json`. Tokens are left out, also those inside of addresses: such an
+option is given again by hand.
 """
 
 from __future__ import annotations
@@ -84,9 +85,12 @@ class RunRecord:
         """Goes on with the sessions that a checkpoint's record holds; without one, with none."""
         path = Path(folder, RUN_FILE)
         self._earlier = read_record(path)["sessions"] if path.exists() else []
+        self._session = None  # of an earlier call of train(), whose weights are replaced
 
     def begin(self, step: int, batch_size: int) -> None:
         """Starts a session at a number of steps done, with batches of `batch_size` images a process."""
+        if self._session is not None and self._session["images"]:  # train() was called before, and not resumed since
+            self._earlier = [*self._earlier, self._session]
         self._images_a_step = batch_size * self._batches_a_step
         self._start = time.perf_counter()
         self._session = {

@@ -49,6 +49,7 @@ class StreamResume(Trainer):
         skip = self.args.ignore_data_skip
         if isinstance(self.train_dataset, TrainingStream):
             self.add_callback(_StreamEpoch())
+            self.train_dataset.start = StreamPosition()  # not where an earlier call resumed
             if resume_from_checkpoint and not skip:
                 self._go_to(Path(resume_from_checkpoint))
                 self.args.ignore_data_skip = True

@@ -17,6 +17,7 @@ from transformers import (
 from singer_hf import (
     vision_backbone,
 )
+from singer_hf.run_record import RUN_FILE, read_record
 
 
 @pytest.mark.parametrize("objective", ["singer", "vitkd"])
@@ -62,6 +63,24 @@ def test_a_streamed_run_resumes_exactly_in_whichever_pass(tmp_path, step):
     again = trainer_of(tmp_path / "again", dataset=stream(), **options)
     again.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
     assert_same_weights(weights(whole), weights(again))
+
+
+def test_a_second_call_starts_the_stream_from_its_beginning(tmp_path):
+    options = {"max_steps": 4, "shuffle_buffer_size": 8, "save_strategy": "steps", "save_steps": 2}
+    trainer = trainer_of(tmp_path, dataset=image_dataset(64).to_iterable_dataset(), **options)
+    step, seen = trainer.training_step, []
+
+    def watched(model, inputs, *args, **kwargs):
+        seen.append(inputs["sample_seed"].tolist())
+        return step(model, inputs, *args, **kwargs)
+
+    trainer.training_step = watched
+    trainer.train()
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    trainer.train()
+    assert seen == [*seen[:4], *seen[2:4], *seen[:4]]
+    sessions = read_record(tmp_path / RUN_FILE)["sessions"]
+    assert [(each["first_step"], each["last_step"]) for each in sessions] == [(0, 2), (2, 4), (0, 4)]
 
 
 def test_a_run_with_a_named_adapter_resumes_and_its_folder_opens(tmp_path):
