@@ -156,7 +156,7 @@ def _soak(steps: int, folder: Path, pipe: int, options: dict[str, Any]) -> None:
 
 # -- replay -----------------------------------------------------------------------------------------------------------
 def replay(count: int, folder: Path) -> dict[str, Any]:
-    """Images a second of a stream that are passed over at a resume, and that are decoded and cropped, on one thread."""
+    """Images a second of a stream passed over at a resume, and decoded and cropped, on one thread."""
     rng, images = np.random.default_rng(0), []
     for _ in range(count):
         small = Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8))
@@ -194,7 +194,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("kills", "soak", "fuzz", "replay"))
     parser.add_argument(
-        "--count", type=int, help="Kills (50), steps (2,000), mutations of each kind of file (200), images (2,000)."
+        "--count", type=int, help="Kills (50), steps (2,000), mutations a kind of file (200), images (2,000)."
     )
     parser.add_argument("--seed", type=int, default=0, help="Of the moments of the kills and of the damage.")
     parser.add_argument("--output", type=Path, default=RESULTS, help="JSON file that the figures are added to.")
