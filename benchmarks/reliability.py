@@ -3,6 +3,7 @@
     python benchmarks/reliability.py kills                 50 kills, half of them in the middle of a save
     python benchmarks/reliability.py soak                  2,000 steps; memory and open files
     python benchmarks/reliability.py fuzz                  damaged files of every kind, and options at random
+    python benchmarks/reliability.py replay                what passing over a stream's images costs at a resume
 
 Each adds its figures to benchmarks/results/reliability.json. Run with OMP_NUM_THREADS=1: processes are forked.
 """
@@ -11,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
+import itertools
 import json
 import os
 import random
@@ -19,14 +22,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import psutil
 import torch
+from PIL import Image
 from reliability_fuzz import fuzz
 from reliability_run import PARTS, build, drain, forked, kill, live, run_forked, write_images
 from safetensors.numpy import load_file
 from transformers import TrainerCallback
 
+from singer_hf.data import StreamingDistillationDataset, train_transform
+from singer_hf.data.training_stream import Dealing, StreamPosition, TrainingStream
 from singer_hf.provenance import versions
 
 RESULTS = Path(__file__).parent / "results" / "reliability.json"
@@ -147,12 +154,47 @@ def _soak(steps: int, folder: Path, pipe: int, options: dict[str, Any]) -> None:
     os.write(pipe, json.dumps(measure.rows).encode())
 
 
+# -- replay -----------------------------------------------------------------------------------------------------------
+def replay(count: int, folder: Path) -> dict[str, Any]:
+    """Images a second of a stream passed over at a resume, and decoded and cropped, on one thread."""
+    rng, images = np.random.default_rng(0), []
+    for _ in range(count):
+        small = Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8))
+        small.resize((400, 400), Image.Resampling.BICUBIC).save(buffer := io.BytesIO(), "JPEG", quality=90)
+        images.append({"bytes": buffer.getvalue(), "path": None})
+    features = datasets.Features({"image": datasets.Image()})
+    path = folder / "images.parquet"
+    datasets.Dataset.from_dict({"image": images}, features=features).to_parquet(path)
+
+    def seconds(begin: int, end: int) -> float:
+        rows = datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
+        views = StreamingDistillationDataset(rows, train_transform(224), shuffle_buffer_size=256)
+        stream = TrainingStream(views, Dealing(batch_size=1))
+        if begin:
+            stream.resume(StreamPosition(batches=begin, last={0: (0, begin - 1)}), workers=0)
+        start = time.perf_counter()
+        for _ in itertools.islice(stream, end - begin):
+            pass
+        return time.perf_counter() - start
+
+    seconds(0, 1)
+    decoding, passing = seconds(0, count), seconds(count - 1, count)
+    return {
+        "replay": {
+            "images": count,
+            "bytes_an_image": round(path.stat().st_size / count),
+            "passed_over_per_second": round(count / passing),
+            "decoded_per_second": round(count / decoding),
+        }
+    }
+
+
 # -- command line -----------------------------------------------------------------------------------------------------
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("kills", "soak", "fuzz"))
+    parser.add_argument("command", choices=("kills", "soak", "fuzz", "replay"))
     parser.add_argument(
-        "--count", type=int, help="Kills (50), steps (2,000), or mutations of each kind of file (200)."
+        "--count", type=int, help="Kills (50), steps (2,000), mutations a kind of file (200), images (2,000)."
     )
     parser.add_argument("--seed", type=int, default=0, help="Of the moments of the kills and of the damage.")
     parser.add_argument("--output", type=Path, default=RESULTS, help="JSON file that the figures are added to.")
@@ -164,6 +206,8 @@ def main() -> None:
             found = kills(args.count or 50, Path(folder), args.seed)
         elif args.command == "soak":
             found = soak(args.count or 2000, Path(folder))
+        elif args.command == "replay":
+            found = replay(args.count or 2000, Path(folder))
         else:
             found = fuzz(args.count or 200, Path(folder), args.seed)
     print(json.dumps(found, indent=2))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from images import image_dataset
 from safetensors.torch import load_file
 
 from singer_hf.manifest import verify_manifest
+from singer_hf.preflight import check_launch, check_sharding
+from singer_hf.sharded_teacher import shard_teacher
 
 ROOT = Path(__file__).parents[1]
 
@@ -87,6 +90,7 @@ def test_two_processes_train_as_one(inputs, objective):
         torch.testing.assert_close(second[name], tensor, rtol=1e-3, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_with_a_sharded_teacher_train_as_one(inputs):
     two = ("--config_file", str(ROOT / "examples" / "accelerate" / "cpu_2_processes.yaml"), "--main_process_port", "0")
     held_out = ("--eval_strategy", "steps", "--eval_steps", "3", "--eval_dataset", str(inputs / "held_out.parquet"))
@@ -105,6 +109,7 @@ def test_two_processes_with_a_sharded_teacher_train_as_one(inputs):
             torch.testing.assert_close(second[key], tensor, rtol=1e-3, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_two_machines_train_as_one_process(inputs):
     """Two launches that meet over two loopback addresses, as two machines do over a network."""
     options = ("--use_cpu", "--save_strategy", "steps", "--save_steps", "3", "--per_device_eval_batch_size", "4")
@@ -230,6 +235,21 @@ def test_a_bad_batch_of_one_process_is_every_process_s(tmp_path):
         assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_what_a_launcher_asks_for_in_vain_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    check_launch(2)
+    with pytest.raises(ValueError, match="2 processes were launched but they do not see each other"):
+        check_launch(1)
+    for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"):
+        monkeypatch.setenv(name, "true")
+        with pytest.raises(ValueError, match=f"{name}.*shard_teacher=True"):
+            check_sharding(SimpleNamespace())
+        monkeypatch.delenv(name)
+    with pytest.raises(ValueError, match="shard_teacher=True needs several processes"):
+        shard_teacher(None, "cpu")
+
+
+@pytest.mark.slow
 def test_fsdp_of_the_whole_run_is_refused(inputs):
     result = launch(
         inputs, inputs / "out", 1, "--use_cpu", launcher=("--use_fsdp", "--num_processes", "1"), check=False
@@ -237,6 +257,7 @@ def test_fsdp_of_the_whole_run_is_refused(inputs):
     assert result.returncode != 0 and "shard_teacher=True" in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with GPUs this launch is right")
 def test_two_processes_that_do_not_see_each_other_are_refused(inputs):
     """A launch for GPUs on a machine without: accelerate starts two processes that each believe to be alone."""

@@ -225,6 +225,7 @@ def _die(batch):
 
 
 # -- the same run -----------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_a_seed_gives_the_same_run_in_fresh_processes(tmp_path):
     code = (
         "import sys; sys.path.append('tests')\n"
