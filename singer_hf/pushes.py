@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from functools import partial
 from pathlib import Path
@@ -82,7 +83,7 @@ class ReleasePushes(Trainer):
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
             return
-        from .release.training import publish_and_remove, publish_checkpoint, told
+        from .release.training import publish_and_remove, told
 
         busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
         if busy and not self.args.hub_always_push:
@@ -94,7 +95,8 @@ class ReleasePushes(Trainer):
         if self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             is_last = self.args.hub_strategy == HubStrategy.CHECKPOINT
             name = "last-checkpoint" if is_last else Path(checkpoint_folder).name
-            pushes.append(partial(publish_checkpoint, checkpoint_folder, destination, name, f"{message}, checkpoint"))
+            kept = _linked(Path(checkpoint_folder))
+            pushes.append(partial(_publish_and_unlink, kept, destination, name, f"{message}, checkpoint"))
         api = destination.api()
         jobs = [api.run_as_future(told, push) for push in pushes]  # in one thread, one after the other
         if busy:
@@ -124,3 +126,23 @@ class ReleasePushes(Trainer):
         released = training_release(folder, name, existing=card, **facts)
         shutil.copyfile(released / CARD_FILE, card)
         return released
+
+
+def _linked(checkpoint: Path) -> Path:
+    """A second name for a checkpoint's files, since save_total_limit may delete the first before they are pushed."""
+    folder = checkpoint.parent / f".pushing-{checkpoint.name}"
+    shutil.rmtree(folder, ignore_errors=True)  # of a process that died
+    try:
+        return Path(shutil.copytree(checkpoint, folder, copy_function=os.link))
+    except (OSError, shutil.Error):  # a file system without hard links
+        shutil.rmtree(folder, ignore_errors=True)
+        return Path(shutil.copytree(checkpoint, folder))
+
+
+def _publish_and_unlink(folder: Path, *args: Any) -> None:
+    from .release.training import publish_checkpoint
+
+    try:
+        publish_checkpoint(folder, *args)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
