@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from functools import cached_property, partial
 from pathlib import Path
@@ -112,11 +113,17 @@ class ReleasePushes(Trainer):
         released = self._release(checkpoint_folder, self.hub_model_id)
         is_last = self.args.hub_strategy == HubStrategy.CHECKPOINT
         name = "last-checkpoint" if is_last else Path(checkpoint_folder).name
+        with_checkpoint = self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS)
+        kept = _linked(Path(checkpoint_folder)) if with_checkpoint else None
 
         def push() -> None:
-            publish_and_remove(released, destination, message, self._card)
-            if self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
-                publish_checkpoint(checkpoint_folder, destination, name, f"{message}, checkpoint")
+            try:
+                publish_and_remove(released, destination, message, self._card)
+                if kept is not None:
+                    publish_checkpoint(kept, destination, name, f"{message}, checkpoint")
+            finally:
+                if kept is not None:
+                    shutil.rmtree(kept, ignore_errors=True)
 
         return destination.api().run_as_future(told, push)  # in one thread, one after the other
 
@@ -146,3 +153,14 @@ class ReleasePushes(Trainer):
         from .release.training import training_release
 
         return training_release(folder, name, **facts)
+
+
+def _linked(checkpoint: Path) -> Path:
+    """A second name for a checkpoint's files, since save_total_limit may delete the first before they are pushed."""
+    folder = checkpoint.parent / f".pushing-{checkpoint.name}"
+    shutil.rmtree(folder, ignore_errors=True)  # of a process that died
+    try:
+        return Path(shutil.copytree(checkpoint, folder, copy_function=os.link))
+    except (OSError, shutil.Error):  # a file system without hard links
+        shutil.rmtree(folder, ignore_errors=True)
+        return Path(shutil.copytree(checkpoint, folder))

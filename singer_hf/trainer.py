@@ -187,12 +187,11 @@ class DistillationTrainer(StoppableTrainer, DurableCheckpoints, StreamResume, Re
         return super().get_decay_parameter_names(model)
 
     def train(self, *args, **kwargs):
-        with worker_advice():
+        with worker_advice(), memory_advice(self.args):
             return super().train(*args, **kwargs)
 
     def training_step(self, *args, **kwargs) -> Tensor:
-        with memory_advice(self.args):
-            loss = super().training_step(*args, **kwargs)
+        loss = super().training_step(*args, **kwargs)
         # Trainer sums these up for its log, where a step that is skipped must leave no NaN behind.
         return loss.nan_to_num(0.0, 0.0, 0.0)
 
@@ -277,7 +276,8 @@ class DistillationTrainer(StoppableTrainer, DurableCheckpoints, StreamResume, Re
         return min(images, max(0, remainder - self.accelerator.process_index * images))
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        with memory_advice(self.args, evaluation=True):
+            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         means, counts = self._eval_means.pop(self.accelerator)
         # Trainer's own mean counts images that fill up the last batch.
         means["loss"] = sum(value for name, value in means.items() if name.startswith("loss_"))

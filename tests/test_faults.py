@@ -210,6 +210,22 @@ def test_advice_on_memory_names_the_options(tmp_path):
         raise RuntimeError("other")
 
 
+@pytest.mark.parametrize("where", ["optimizer", "evaluation"])
+def test_memory_that_runs_out_anywhere_in_a_training(tmp_path, where):
+    def fail(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    trainer = trainer_of(tmp_path, eval_dataset=image_dataset(8), eval_strategy="steps", eval_steps=1)
+    if where == "optimizer":
+        trainer.create_optimizer().step = fail
+    else:
+        trainer.prediction_step = fail
+    with pytest.raises(torch.OutOfMemoryError) as error:
+        trainer.train()
+    wanted = "per_device_train_batch_size=4" if where == "optimizer" else "per_device_eval_batch_size=4"
+    assert wanted in str(error.value) and str(error.value).count("Memory ran out") == 1
+
+
 def test_a_worker_that_dies(tmp_path):
     images = image_dataset(32).with_transform(_die)
     with pytest.raises(

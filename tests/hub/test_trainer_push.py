@@ -1,12 +1,13 @@
 """`push_to_hub` of the trainer: what is released, our card, no pickled arguments, no token anywhere."""
 
 import json
+import threading
 
 import pytest
 from huggingface_hub import HfApi, ModelCard
 from runs import trainer_of
 
-from singer_hf.release import Destination, PublishError, ResultsError
+from singer_hf.release import Destination, PublishError, ResultsError, training
 from singer_hf.release.destination import make_repository
 from singer_hf.release.training import publish_checkpoint
 from singer_hf.secrets import without_tokens
@@ -57,6 +58,25 @@ def test_a_checkpoint_to_resume_from_is_pushed_where_that_is_asked_for(online, t
     files = set(online.files("user/student"))
     assert {"last-checkpoint/optimizer.pt", "last-checkpoint/trainer_state.json"} <= files
     assert files >= STUDENT | BESIDE and not any(name.endswith("training_args.bin") for name in files)
+
+
+def test_a_checkpoint_is_pushed_whole_though_it_is_deleted_meanwhile(online, trainer, tmp_path, monkeypatch):
+    deleted, original = threading.Event(), training.publish_checkpoint
+
+    def late(*args):
+        assert deleted.wait(60)
+        return original(*args)
+
+    monkeypatch.setattr(training, "publish_checkpoint", late)
+    options = {"push_to_hub": True, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 1}
+    trainer = trainer(hub_strategy="checkpoint", max_steps=2, **options)
+    monkeypatch.setattr(trainer, "_finish_current_push", lambda: None)
+    trainer.train()
+    assert not (tmp_path / "run" / "checkpoint-1").exists()
+    deleted.set()
+    trainer.push_in_progress.wait_until_done()
+    assert "last-checkpoint/optimizer.pt" in online.files("user/student")
+    assert not list((tmp_path / "run").glob(".pushing*"))
 
 
 @pytest.mark.parametrize("strategy", ["every_save", "checkpoint"])
