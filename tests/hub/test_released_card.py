@@ -321,6 +321,18 @@ def test_the_cards_of_this_project_are_valid(path):
     assert all((path.parent / picture).exists() for picture in pictures)
 
 
+def test_scores_in_the_cards_of_this_project_are_recorded():
+    """`benchmarks/results/cards` holds the evaluations that they were made from."""
+    recorded = results_in(Path(__file__).parents[2] / "benchmarks" / "results" / "cards")
+    scores = {f"{100 * result.value:.2f} %" for result in recorded}
+    rows = [line for path in CARDS for line in path.read_text().splitlines() if re.match(r"\|.*\d %", line)]
+    assert len(rows) >= 6 and {score for row in rows for score in re.findall(r"[\d.]+ %", row)} == scores
+    values = {value for result in recorded for value in result.scores.values()}
+    for path in CARDS:
+        entries = ModelCard.load(path).data.eval_results or []
+        assert {entry.metric_value for entry in entries} <= values
+
+
 def test_the_template_in_model_cards_is_the_packages():
     package, shown = resources.files("singer_hf.release") / "templates", CARDS[0].parents[1]
     assert (shown / "model_card.md.jinja").read_text() == (package / "model_card.md.jinja").read_text()
