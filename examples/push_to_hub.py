@@ -41,6 +41,7 @@ from singer_hf.release import (
     adapter_folder,
     inherited_license,
     publish,
+    stated_license,
 )
 from singer_hf.release.amend import read_card
 from singer_hf.release.destination import HubNotReached
@@ -136,9 +137,11 @@ class PushArguments:
 
 def license_of(args: PushArguments, run: Run) -> License:
     """The licence that was asked for, else the one of teacher and of the model that the student began as."""
-    if args.license is not None:
-        return License(args.license, "as its author states", args.license_name, args.license_link)
-    return inherited_license(run.sources(args.teacher_id))
+    sources = run.sources(args.teacher_id)
+    if args.license is None:
+        return inherited_license(sources)
+    stated = License(args.license, "as its author states", args.license_name, args.license_link)
+    return stated_license(stated, sources)
 
 
 def captioned(values: list[str]) -> list[tuple[Path, str]]:

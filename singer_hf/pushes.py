@@ -11,6 +11,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from huggingface_hub import HfApi
 from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
@@ -86,7 +87,7 @@ class ReleasePushes(Trainer):
         destination = self._destination(token, revision, private)
         released = self._release(self.args.output_dir, self.hub_model_id, **facts)
         push = partial(publish_and_remove, released, destination, commit_message, self._card)
-        return push() if blocking else destination.api().run_as_future(push)
+        return push() if blocking else self._background.run_as_future(push)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
@@ -125,7 +126,11 @@ class ReleasePushes(Trainer):
                 if kept is not None:
                     shutil.rmtree(kept, ignore_errors=True)
 
-        return destination.api().run_as_future(told, push)  # in one thread, one after the other
+        return self._background.run_as_future(told, push)
+
+    @cached_property
+    def _background(self) -> HfApi:
+        return HfApi()  # whose one thread takes pushes one after the other
 
     @cached_property
     def _card(self) -> TrainingCard:

@@ -21,8 +21,8 @@ from ..manifest import verify_if_listed
 # A checkpoint of both towers: AutoModel would build the text tower too.
 _VISION_TOWERS = {"clip": CLIPVisionModel, "siglip": SiglipVisionModel}
 
-# Attention pooling behind the blocks, which no feature goes through. The configuration leaves it out, so that a student
-# is saved without it and AutoModel builds none.
+# Attention pooling behind the blocks, which no feature goes through. The configuration leaves it out: a student is
+# saved without it, and AutoModel builds none.
 _POOLING_HEADS = ("siglip", "siglip_vision_model")
 
 

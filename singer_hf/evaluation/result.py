@@ -88,12 +88,14 @@ def find_results(paths: list[str | Path]) -> list[EvaluationResult]:
     """
     results = []
     for path in map(Path, paths):
-        if path.is_dir():
-            for file in sorted(path.rglob("*.json")):
-                if b'"main_score"' in file.read_bytes():  # other JSON files may lie there: configurations, metrics
-                    results.append(EvaluationResult.load(file))
-        else:
-            results.append(EvaluationResult.load(path))
+        results += results_in(path) if path.is_dir() else [EvaluationResult.load(path)]
     if not results:
         raise ResultError(f"No evaluation results in {', '.join(map(str, paths))}.")
     return results
+
+
+def results_in(folder: str | Path) -> list[EvaluationResult]:
+    """All result files in a folder and below; raises ResultError for one that is damaged."""
+    files = sorted(Path(folder).rglob("*.json"))
+    # Other JSON files may lie there: configurations, metrics.
+    return [EvaluationResult.load(file) for file in files if b'"main_score"' in file.read_bytes()]

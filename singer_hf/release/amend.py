@@ -148,7 +148,7 @@ def _merged(
             if key not in before:  # else it was removed by hand
                 result[key] = ours[key]
         elif key == "model-index":
-            result[key] = _merged_index(before.get(key), theirs[key], ours.get(key))
+            result[key] = _merged_index(before.get(key), theirs[key], ours.get(key), kept)
         elif theirs[key] == before.get(key):
             if key in ours:
                 result[key] = ours[key]
@@ -176,18 +176,41 @@ def _merged_texts(before: list[str], theirs: list[str], ours: list[str]) -> list
     return kept + [text for text in ours if text not in theirs and text not in before]
 
 
-def _merged_index(before: Any, theirs: Any, ours: Any) -> Any:
-    """Results of a person stay; those that were generated last time give way to those that are now."""
-    generated = {_identity(result) for model in before or [] for result in model.get("results", [])}
-    new = [result for model in ours or [] for result in model.get("results", [])]
-    names = {_identity(result) for result in new}
+def _merged_index(before: Any, theirs: Any, ours: Any, kept: list[str]) -> Any:
+    """Results that were set, changed or removed by hand stay so; the others follow what is generated."""
+    old, new = _results(before), _results(ours)
     models = [model for model in theirs if isinstance(model, dict)] or list(ours or [])
-    results = [
-        result
-        for result in models[0].get("results", [])
-        if _identity(result) not in names and _identity(result) not in generated
-    ]
-    return [{**models[0], "results": results + new}, *models[1:]] if results or new else models[1:]
+    results, there = [], set()
+    for result in models[0].get("results", []):
+        name = _identity(result)
+        there.add(name)
+        if name in old and _text(result) == _text(old[name]):
+            if name in new:
+                results.append(new[name])
+            continue
+        results.append(result)
+        if name in new and _text(new[name]) != _text(result):
+            kept.append(
+                f"the result of {_described(result)} was set by hand and is kept; generated: {_scores(new[name])}"
+            )
+    results += [result for name, result in new.items() if name not in there and name not in old]
+    return [{**models[0], "results": results}, *models[1:]] if results else models[1:]
+
+
+def _results(index: Any) -> dict[str, Mapping[str, Any]]:
+    return {_identity(result): result for model in index or [] for result in model.get("results", [])}
+
+
+def _text(result: Mapping[str, Any]) -> str:
+    return json.dumps(result, sort_keys=True, default=str)
+
+
+def _described(result: Mapping[str, Any]) -> str:
+    return f"{(result.get('dataset') or {}).get('name')!r} ({_scores(result)})"
+
+
+def _scores(result: Mapping[str, Any]) -> str:
+    return ", ".join(f"{metric.get('type')} {metric.get('value')}" for metric in result.get("metrics") or [])
 
 
 def _identity(result: Mapping[str, Any]) -> str:

@@ -180,6 +180,7 @@ def _context(facts: CardFacts) -> dict[str, Any]:
         "diagnosis": facts.diagnosis,
         "pictures": facts.pictures,
         "onnx": facts.onnx,
+        "teacher_license": facts.license.sources.get("teacher"),
         "license": facts.license.id,
         "license_reason": facts.license.reason,
         **(_adapter_code(facts, teacher_id) if model is None else _model_code(model)),

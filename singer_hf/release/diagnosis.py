@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .record import same_model
+
 STATISTICS_PICTURE = "layers.png"
 """The diagnosis' picture of patch norms over depth, which shows no image."""
 
@@ -52,17 +54,14 @@ def card_diagnosis(folder: str | Path, run: str | Path, teacher: str | None) -> 
         found: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         diagnosed, runs = found["config"]["model"], found["config"].get("run") or []
         sentence, images = found["recommendation"]["sentence"], found["teacher"]["images"]
+        refinements = found["refinements"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DiagnosisError(f"{path} cannot be read as a diagnosis: {error}") from error
-    if teacher is None or not _same(diagnosed, teacher):
+        raise DiagnosisError(f"{path} cannot be read as a diagnosis: {error!r}") from error
+    if not same_model(diagnosed, teacher):
         raise DiagnosisError(f"{path} is of {diagnosed}, but the teacher of {run} is {teacher}: diagnose that one.")
-    names = [name for name in runs if _same(name, str(run))]
-    refined = found["refinements"].get(Path(names[0]).resolve().name, []) if names else []
+    names = [name for name in runs if same_model(name, str(run))]
+    refined = refinements.get(Path(names[0]).resolve().name, []) if names else []
     return CardDiagnosis(sentence, tuple(_row(block) for block in refined), images)
-
-
-def _same(first: str, second: str) -> bool:
-    return first == second or Path(first).resolve() == Path(second).resolve()
 
 
 def _row(block: Mapping[str, Any]) -> RefinedBlock:

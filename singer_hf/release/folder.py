@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,11 +12,14 @@ from typing import Any
 from huggingface_hub import ModelCard
 from transformers import AutoModel, AutoModelForImageClassification
 
+from ..evaluation.result import EvaluationResult, results_in
 from .amend import amend
 from .card import CardFacts, Picture, model_card
 from .export import export_adapter, export_classifier, export_student
 from .onnx import export_onnx
+from .results import is_classifiers_own
 
+logger = logging.getLogger(__name__)
 CARD_FILE = "README.md"
 
 
@@ -55,7 +59,8 @@ def student_folder(
         pictures: (file, caption) to show in the card.
         widget: example images.
         existing: card to amend.
-        facts: of [`CardFacts`].
+        facts: of [`CardFacts`]. Of results that a classifier of this student had, those alone count that lie in
+            `classifier`: another head on the same weights is another model.
     """
     folder = Path(folder)
     model = export_student(source, folder) if classifier is None else export_classifier(classifier, source, folder)
@@ -64,6 +69,7 @@ def student_folder(
         loader = AutoModelForImageClassification if model.is_classifier else AutoModel
         loaded = loader.from_pretrained(folder, **model.load_options)
         exported = export_onnx(loaded, folder, model.input_size, is_classifier=model.is_classifier)
+    facts["results"] = _without_other_heads(facts.get("results", ()), classifier, model.fingerprint)
     facts = CardFacts(
         model=model,
         onnx=exported,
@@ -89,6 +95,21 @@ def _with_card(folder: Path, facts: CardFacts, existing: ModelCard | None) -> Re
         card, kept = amend(existing, card)
     card.save(folder / CARD_FILE)
     return ReleaseFolder(folder, card, kept)
+
+
+def _without_other_heads(
+    results: Sequence[EvaluationResult], classifier: str | Path | None, fingerprint: str
+) -> list[EvaluationResult]:
+    own = [] if classifier is None else results_in(classifier)
+    others = [
+        result
+        for result in results
+        if is_classifiers_own(result) and result.model.get("fingerprint") == fingerprint and result not in own
+    ]
+    if others:
+        tasks = ", ".join(sorted({result.task["name"] for result in others}))
+        logger.warning("Scores of another head on the same weights (%s) are left out of the card.", tasks)
+    return [result for result in results if result not in others]
 
 
 def _copied(files: Sequence[tuple[Path, str]], folder: Path) -> list[Picture]:

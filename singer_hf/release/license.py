@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import yaml
 from huggingface_hub import ModelCard, hf_hub_download
-from huggingface_hub.errors import HTTPError
+from huggingface_hub.errors import EntryNotFoundError, HTTPError, LocalEntryNotFoundError
+
+from .destination import PublishError
+from .patience import patiently, reason
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -19,12 +26,14 @@ class License:
         name: of a licence that is `other`.
         link: to its text.
         reason: where it comes from, or why it is not known.
+        sources: those of the models it was made of, by role.
     """
 
     id: str | None
     reason: str
     name: str | None = None
     link: str | None = None
+    sources: Mapping[str, str] = field(default_factory=dict)
 
 
 def inherited_license(sources: dict[str, tuple[str, str | None]], token: str | bool | None = None) -> License:
@@ -33,38 +42,64 @@ def inherited_license(sources: dict[str, tuple[str, str | None]], token: str | b
     Args:
         sources: "teacher" or "student it began as" -> (Hub id or folder, revision).
         token: for the Hub.
+
+    Raises:
+        PublishError: a card could not be looked at, which is not the same as one that names no licence.
     """
     found = {role: _license_of(name, revision, token) for role, (name, revision) in sources.items()}
     if not found:
         return License(None, "neither teacher nor student has a name by which its card could be found")
+    named = {role: license.name or license.id for role, license in found.items() if license.id is not None}
     for role, license in found.items():
         if license.id is None:
-            return License(None, f"that of its {role} is not known: {license.reason}")
+            return License(None, f"that of its {role} is not known: {license.reason}", sources=named)
     if len({(license.id, license.name) for license in found.values()}) > 1:
-        named = ", ".join(f"{license.id} ({role})" for role, license in found.items())
-        return License(None, f"the models it was made of have different ones: {named}")
+        listed = ", ".join(f"{license} ({role})" for role, license in named.items())
+        return License(None, f"the models it was made of have different ones: {listed}", sources=named)
     license = next(iter(found.values()))
-    return License(license.id, f"inherited from its {' and its '.join(found)}", license.name, license.link)
+    return License(license.id, f"inherited from its {' and its '.join(found)}", license.name, license.link, named)
+
+
+def stated_license(stated: License, sources: dict[str, tuple[str, str | None]]) -> License:
+    """A licence that its author states, beside those of the models it was made of; warns where they differ."""
+    try:
+        inherited = inherited_license(sources)
+    except PublishError as error:
+        logger.warning("Whether the licence %s fits the teacher's was not looked at: %s", stated.id, error)
+        return stated
+    for role, license in inherited.sources.items():
+        if license != (stated.name or stated.id):
+            logger.warning("The licence is to be %s, but that of its %s is %s.", stated.id, role, license)
+    return replace(stated, sources=inherited.sources)
 
 
 def _license_of(name: str, revision: str | None, token: str | bool | None) -> License:
+    """Raises PublishError where it could not be looked at."""
+    path = Path(name, "README.md") if Path(name).is_dir() else _hub_card(name, revision, token)
+    if path is None or not path.exists():
+        return License(None, "it has no card")
     try:
-        if Path(name).is_dir():
-            path = Path(name, "README.md")
-            if not path.exists():
-                return License(None, "there is no card in its folder")
-            card = ModelCard.load(path)
-        else:
-            card = _hub_card(name, revision, token)
-    except (OSError, HTTPError, ValueError, yaml.YAMLError) as error:
-        return License(None, f"its card could not be read ({type(error).__name__})")
-    data = card.data
+        data = ModelCard.load(path).data
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise PublishError(
+            f"The card of {name} cannot be read, so that its licence is not known ({type(error).__name__}): {_NAME_IT}"
+        ) from error
     license = data.get("license")
     if not isinstance(license, str):
         return License(None, "its card names none")
     return License(license, "", data.get("license_name"), data.get("license_link"))
 
 
-def _hub_card(name: str, revision: str | None, token: str | bool | None) -> ModelCard:
-    path = hf_hub_download(name, "README.md", revision=revision, token=token)
-    return ModelCard.load(Path(path))
+def _hub_card(name: str, revision: str | None, token: str | bool | None) -> Path | None:
+    try:
+        return Path(patiently(lambda: hf_hub_download(name, "README.md", revision=revision, token=token)))
+    except (OSError, HTTPError, ValueError) as error:
+        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+            return None
+        raise PublishError(
+            f"The card of {name} could not be had from the Hub, so that its licence is not known ({reason(error)}): "
+            f"{_NAME_IT}"
+        ) from error
+
+
+_NAME_IT = "try again, or name the licence yourself (license)."

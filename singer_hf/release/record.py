@@ -141,6 +141,13 @@ def is_hub_id(name: Any) -> bool:
     return not Path(name).exists()
 
 
+def same_model(first: Any, second: Any) -> bool:
+    """Whether two recorded names are of one model: equal, or paths to one folder."""
+    if first is None or second is None:
+        return False
+    return first == second or Path(first).resolve() == Path(second).resolve()
+
+
 def shown_name(name: Any, from_hub: bool | None = None) -> str:
     """A model's or dataset's name for strangers: the Hub id, or of a local path its last part.
 
@@ -159,9 +166,16 @@ def _shown(options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name, value in without_tokens(options).items():
         if _NOT_RECIPE.match(name.removeprefix("adapter.")):
             continue
-        if isinstance(value, str) and ("/" in value or "\\" in value):
-            value = shown_name(value)
+        value = _without_folders(value)
         yield name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _without_folders(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {_without_folders(key): _without_folders(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_folders(inner) for inner in value]
+    return shown_name(value) if isinstance(value, str) and ("/" in value or "\\" in value) else value
 
 
 def _machine(hardware: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult
 
 from ..evaluation.result import EvaluationResult
 from ..evaluation.table import shown
-from .record import is_hub_id, shown_name
+from .record import is_hub_id, same_model, shown_name
 
 _TASKS = {"classification": "image-classification", "segmentation": "image-segmentation", "depth": "depth-estimation"}
 
@@ -71,11 +71,11 @@ def eval_results(results: Sequence[EvaluationResult], is_classifier: bool) -> li
     """
     entries = []
     for result in results:
-        if is_classifier is not _is_classifiers_own(result):
+        if is_classifier is not is_classifiers_own(result):
             continue
         task = result.task
         dataset = task.get("dataset")
-        on_hub = is_hub_id(dataset)
+        on_hub = task.get("revision") is not None and is_hub_id(dataset)  # else it may have been a folder
         how = "Image classification" if is_classifier else f"Linear evaluation of frozen features ({task['kind']})"
         for score in _METRICS:
             if score in result.scores:
@@ -101,7 +101,7 @@ def eval_results(results: Sequence[EvaluationResult], is_classifier: bool) -> li
 def head_note(results: Sequence[EvaluationResult], fingerprint: str) -> str | None:
     """How a released classifier's head was trained, `None` where no result says so."""
     for result in own_results(results, fingerprint):
-        if _is_classifiers_own(result):
+        if is_classifiers_own(result):
             chosen = ", ".join(f"{name} {value:g}" for name, value in result.hyperparameters.items())
             images = result.task["splits"].get("train", {}).get("images")
             count = "" if images is None else f"{images:,} images of "
@@ -122,37 +122,42 @@ def results_table(
     """
     if not results:
         return None
-    columns, table = {}, {}
+    columns, scores, names = {}, {}, {}
     for result in results:
-        column = (result.task["name"], result.main_score, result.protocol["name"], _is_classifiers_own(result))
+        column = (result.task["name"], result.main_score, result.protocol["name"], is_classifiers_own(result))
         images = result.task["splits"]["test"]["images"]
         columns.setdefault(column, f"{column[0]}: {_title(result)}, {images:,} test images")
-        is_own = result.model.get("fingerprint") == fingerprint
-        name = result.model["name"]
-        order = 0 if name == teacher else 1 if is_own else 2
-        shown_as = shown_name(name, from_hub=result.model.get("revision") is not None)
-        label = own_name if is_own else f"teacher: {shown_as}" if order == 0 else shown_as
-        cell = table.setdefault((order, label), {})
-        if column in cell and cell[column] != shown(result.main_score, result.value):
+        weights = result.model.get("fingerprint") or result.model["name"]
+        order = 1 if weights == fingerprint else 0 if same_model(result.model["name"], teacher) else 2
+        shown_as = shown_name(result.model["name"], from_hub=result.model.get("revision") is not None)
+        label = own_name if order == 1 else f"teacher: {shown_as}" if order == 0 else shown_as
+        names.setdefault(weights, (order, label))
+        cells, score = scores.setdefault(weights, {}), shown(result.main_score, result.value)
+        if cells.setdefault(column, score) != score:
             raise ResultsError(
-                f"Two results of {label} on {column[0]} differ ({cell[column]} and "
-                f"{shown(result.main_score, result.value)}): name the one that the card is to show."
+                f"Two results of {label} on {column[0]} differ ({cells[column]} and {score}): name the one that the "
+                "card is to show."
             )
-        cell[column] = shown(result.main_score, result.value)
+    labels = [label for _, label in names.values()]
     rows = [
-        TableRow(label, tuple(cells.get(column, "–") for column in columns), released=order == 1)
-        for (order, label), cells in sorted(table.items())
+        TableRow(
+            label if labels.count(label) == 1 else f"{label} (weights {weights[:8]})",
+            tuple(scores[weights].get(column, "–") for column in columns),
+            released=order == 1,
+        )
+        for weights, (order, label) in sorted(names.items(), key=lambda entry: (*entry[1], entry[0]))
     ]
     return ResultsTable(tuple(columns.values()), tuple(rows))
 
 
 def _title(result: EvaluationResult) -> str:
     name = _METRICS.get(result.main_score, (None, result.main_score))[1]
-    how = "with its own head" if _is_classifiers_own(result) else f"linear head, {result.protocol['name']} protocol"
+    how = "with its own head" if is_classifiers_own(result) else f"linear head, {result.protocol['name']} protocol"
     return f"{name}, {how}"
 
 
-def _is_classifiers_own(result: EvaluationResult) -> bool:
+def is_classifiers_own(result: EvaluationResult) -> bool:
+    """Whether a classifier's own head gave it, and no linear head on frozen features."""
     return str(result.model.get("feature", "")).startswith("input of the classifier")
 
 

@@ -19,7 +19,7 @@ from .amend import amend, is_as_generated, read_card
 from .destination import Destination, PublishError
 from .export import export_adapter
 from .folder import CARD_FILE, student_folder
-from .license import License, inherited_license
+from .license import License, inherited_license, stated_license
 from .publish import commit, files_without_tokens, publish
 from .published import Published, check_ours, existing_card, look_up
 from .record import Run
@@ -39,10 +39,13 @@ def training_release(source: str | Path, repo_id: str, **facts: Any) -> Path:
     """
     source, folder = Path(source), Path(mkdtemp(prefix="singer_hf_release_"))
     try:
-        run = Run.load(source)
+        run, facts = Run.load(source), card_facts(facts)
         teacher = run.hub_model("teacher")
-        given = facts.pop("license", None)
-        license = inherited_license(run.sources()) if given is None else License(given, "as its author states")
+        given, sources = facts.pop("license", None), run.sources()
+        if given is None:
+            license = inherited_license(sources)
+        else:
+            license = stated_license(License(given, "as its author states"), sources)
         student_folder(folder, source, repo_id=repo_id, run=run, license=license, **facts)
         if (source / ADAPTER_FOLDER).exists():
             export_adapter(source, folder / ADAPTER_FOLDER, teacher[0] if teacher else None)
@@ -52,6 +55,36 @@ def training_release(source: str | Path, repo_id: str, **facts: Any) -> Path:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     return folder
+
+
+_FACTS = ("license", "teacher_id", "results", "diagnosis", "emissions", "pictures", "widget", "datasets", "tags")
+_FACTS += ("training_data", "evaluation_note", "limits_note", "classifier", "onnx")
+# What Trainer's own create_model_card takes beside these, and why ours does not.
+_NOT_OURS = {
+    "language": "a vision model has none",
+    "finetuned_from": "base_model is what the run recorded",
+    "tasks": "pipeline_tag follows from the model",
+    "dataset": "name the images in a sentence, training_data, or their Hub ids, datasets",
+    "dataset_args": "results carry their own",
+}
+
+
+def card_facts(given: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of the trainer's pushes as [`student_folder`] takes them; a text stands for a list of one.
+
+    Raises:
+        TypeError: one that says nothing here.
+    """
+    facts = {name: value for name, value in given.items() if value is not None}
+    if "dataset_tags" in facts:  # Trainer's name of it
+        facts.setdefault("datasets", facts.pop("dataset_tags"))
+    for name in facts:
+        if name in _NOT_OURS:
+            raise TypeError(f"{name} cannot be said in a card of a distilled student: {_NOT_OURS[name]}.")
+        if name not in _FACTS:
+            raise TypeError(f"{name} is no fact of a card: expected some of {', '.join(_FACTS)}.")
+    lists = {name: [facts[name]] for name in ("tags", "datasets") if isinstance(facts.get(name), str)}
+    return facts | lists
 
 
 class TrainingCard:

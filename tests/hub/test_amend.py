@@ -105,3 +105,27 @@ def test_generated_metadata_follows_and_metadata_by_hand_wins(card):
     again, kept = amend(ModelCard(by_hand.content), card(tags=["new"]))
     assert again.data.license == "apache-2.0" and "by-hand" in again.data.tags and "singer" not in again.data.tags
     assert again.data.pipeline_tag is None and any("'license'" in sentence for sentence in kept)
+
+
+def test_results_by_hand_win_one_by_one(card, exported):
+    def results(**scores):
+        return [
+            result_of(exported.fingerprint, task=task, dataset=f"user/{task}", score=score)
+            for task, score in scores.items()
+        ]
+
+    def accuracies(card):
+        found = card.data.eval_results
+        return {e.dataset_name: e.metric_value for e in found if e.metric_type == "accuracy"}
+
+    by_hand = ModelCard(card(results=results(pets=0.75, cars=0.5, birds=0.25, food=0.125)).content)
+    edited = [e for e in by_hand.data.eval_results if e.dataset_name != "birds"]  # taken out
+    for entry in edited:
+        if entry.dataset_name == "cars" and entry.metric_type == "accuracy":
+            entry.metric_value = 0.625
+    by_hand.data.eval_results = edited
+    again = card(results=results(pets=0.875, cars=0.5, birds=0.25, planes=1.0))
+    amended, kept = amend(ModelCard(by_hand.content), again)
+    assert accuracies(amended) == {"pets": 0.875, "cars": 0.625, "planes": 1.0}
+    assert len(kept) == 1 and "'cars'" in kept[0] and "0.625" in kept[0] and "accuracy 0.5" in kept[0]
+    assert amend(ModelCard(amended.content), again)[0].content == amended.content

@@ -12,10 +12,13 @@ from huggingface_hub.repocard_data import eval_results_to_model_index, model_ind
 from markdown_it import MarkdownIt
 from released import MIT, record_of, result_of
 
-from singer_hf.release import CardFacts, License, Picture, ResultsError, Run, model_card
+from singer_hf.evaluation.result import results_in
+from singer_hf.release import CardFacts, License, Picture, ResultsError, Run, model_card, student_folder
+from singer_hf.release.diagnosis import DiagnosisError, card_diagnosis
 from singer_hf.release.emissions import Emissions, EmissionsError
 from singer_hf.release.export import ExportedModel
 from singer_hf.release.record import RecordError, is_hub_id, shown_name
+from singer_hf.release.results import eval_results, results_table
 
 HOSTILE = [
     "a | b",
@@ -118,6 +121,65 @@ def test_two_different_results_of_one_model_are_refused(run, exported):
         model_card(facts(run, exported, results=results))
 
 
+def test_scores_of_another_head_on_the_same_weights_are_left_out(tmp_path, run, classifier, exported, caplog):
+    head = {"name": "x", "fingerprint": exported.fingerprint, "feature": "input of the classifier of ViT"}
+    other = result_of(exported.fingerprint, model=head, score=0.3125)
+    features = result_of(exported.fingerprint)
+    made = {"repo_id": "user/a", "run": Run.load(run), "license": MIT, "results": [other, features]}
+    made["results"] += results_in(classifier)
+    card = student_folder(tmp_path / "a", run, classifier=classifier, **made).card
+    assert [e.metric_value for e in card.data.eval_results if e.metric_type == "accuracy"] == [0.8125]
+    assert "31.25" not in card.text and "another head" in caplog.text
+    card = student_folder(tmp_path / "b", run, **made).card
+    assert [e.metric_value for e in card.data.eval_results if e.metric_type == "accuracy"] == [0.75]
+    assert "31.25" not in card.text and "81.25" not in card.text
+
+
+def test_rows_are_of_weights_and_not_of_names(tmp_path, run, exported, monkeypatch):
+    teacher = Path(Run.load(run).content["teacher"]["name"])
+    monkeypatch.chdir(teacher.parent)
+    results = [
+        result_of("t", name=teacher.name, score=0.875),  # the same folder, as seen from another one
+        result_of(exported.fingerprint),
+        result_of("a" * 32, name="first/fitnet", score=0.25),
+        result_of("b" * 32, name="second/fitnet", score=0.5),
+    ]
+    table = results_table(results, exported.fingerprint, str(teacher), "student")
+    assert [(row.model, row.scores[0]) for row in table.rows] == [
+        ("teacher: teacher", "87.50 %"),
+        ("student", "75.00 %"),
+        ("fitnet (weights aaaaaaaa)", "25.00 %"),
+        ("fitnet (weights bbbbbbbb)", "50.00 %"),
+    ]
+
+
+def test_a_dataset_without_a_recorded_revision_is_no_hub_id(exported):
+    result = result_of(exported.fingerprint, dataset="mine/pets")
+    assert eval_results([result], False)[0].dataset_type == "mine/pets"
+    result.task["revision"] = None
+    assert eval_results([result], False)[0].dataset_type == "pets"
+    assert eval_results([result], False)[0].dataset_split is None
+
+
+def test_the_teachers_licence_stands_in_the_card(run, exported):
+    license = License("mit", "as its author states", sources={"teacher": "cc-by-nc-4.0"})
+    assert "parameters, licence `cc-by-nc-4.0`\n" in model_card(facts(run, exported, license=license)).text
+    assert "parameters\n" in model_card(facts(run, exported)).text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"config": {"model": "x"}, "recommendation": {"sentence": "s"}, "teacher": {"images": 1}}, "refinements"),
+        ({}, "config"),
+    ],
+)
+def test_a_diagnosis_that_lacks_a_part(tmp_path, content, message):
+    (tmp_path / "diagnosis.json").write_text(json.dumps(content))
+    with pytest.raises(DiagnosisError, match=f"cannot be read as a diagnosis: KeyError.*{message}"):
+        card_diagnosis(tmp_path, "run", "x")
+
+
 def test_a_classifier_has_its_own_results_and_tag(run, exported):
     labels = ("cat", "dog", *HOSTILE)
     model = ExportedModel(**vars(exported) | {"labels": labels, "model_class": "ViTForImageClassification"})
@@ -167,7 +229,14 @@ def test_a_record_holds_nobodys_folders_and_tokens(run, exported):
     record = record_of(
         run,
         options={"teacher": "/home/ann/secret/teacher", "api_key": "abc", "eval_note": "hf_" + "a" * 34},
-        arguments={"output_dir": "/home/ann/runs", "lr_scheduler_kwargs": {"hub_token": "tok"}},
+        arguments={
+            "output_dir": "/home/ann/runs",
+            "lr_scheduler_kwargs": {
+                "hub_token": "tok",
+                "table": ["/home/ann/table"],
+                "/home/ann/key": {"a": "/home/b"},
+            },
+        },
     )
     text = model_card(facts(run, exported, run=record)).content
     assert not any(secret in text for secret in ("/home", "ann/", "abc", "hf_aaa", '"tok"', str(run.parent)))
@@ -250,6 +319,18 @@ def test_the_cards_of_this_project_are_valid(path):
     assert metadata_errors(card.content) == ([], [])
     pictures = re.findall(r"!\[.*?\]\((.*?)\)", card.text)
     assert all((path.parent / picture).exists() for picture in pictures)
+
+
+def test_scores_in_the_cards_of_this_project_are_recorded():
+    """`benchmarks/results/cards` holds the evaluations that they were made from."""
+    recorded = results_in(Path(__file__).parents[2] / "benchmarks" / "results" / "cards")
+    scores = {f"{100 * result.value:.2f} %" for result in recorded}
+    rows = [line for path in CARDS for line in path.read_text().splitlines() if re.match(r"\|.*\d %", line)]
+    assert len(rows) >= 6 and {score for row in rows for score in re.findall(r"[\d.]+ %", row)} == scores
+    values = {value for result in recorded for value in result.scores.values()}
+    for path in CARDS:
+        entries = ModelCard.load(path).data.eval_results or []
+        assert {entry.metric_value for entry in entries} <= values
 
 
 def test_the_template_in_model_cards_is_the_packages():

@@ -9,7 +9,7 @@ from runs import trainer_of
 
 from singer_hf.release import Destination, PublishError, ResultsError, training
 from singer_hf.release.destination import make_repository
-from singer_hf.release.training import publish_checkpoint
+from singer_hf.release.training import card_facts, publish_checkpoint
 from singer_hf.secrets import without_tokens
 
 STUDENT = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"}
@@ -196,3 +196,13 @@ def test_tokens_are_left_out_however_deep():
     text = json.dumps(without_tokens(content))
     assert '"a"' not in text and '"b"' not in text and "hf_d" not in text and '"c"' in text
     assert without_tokens({"average_tokens_across_devices": True}) == {"average_tokens_across_devices": True}
+
+
+def test_facts_of_a_card_as_trainer_takes_them():
+    given = {"tags": "mine", "dataset_tags": "user/pets", "language": None, "license": "mit"}
+    assert card_facts(given) == {"tags": ["mine"], "datasets": ["user/pets"], "license": "mit"}
+    for name in ("language", "finetuned_from", "tasks", "dataset", "dataset_args"):
+        with pytest.raises(TypeError, match=f"^{name} cannot be said in a card"):
+            card_facts({name: "x"})
+    with pytest.raises(TypeError, match="^licence is no fact of a card: expected some of license, "):
+        card_facts({"licence": "mit"})
