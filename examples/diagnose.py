@@ -111,7 +111,9 @@ class DiagnoseArguments:
         default=5.0, metadata={"help": "Outliers: robust standard deviations of ln‖F‖ above the median (5)."}
     )
     outlier_ratio: float = field(default=2.0, metadata={"help": "Outliers: least multiple of the median norm (2)."})
-    closed_form: bool = field(default=True, metadata={"help": "Fit and measure the training-free refinement."})
+    closed_form: bool = field(
+        default=True, metadata={"help": "Whether to fit and measure the training-free refinement."}
+    )
     closed_form_weight: float = field(
         default=1.0, metadata={"help": "ω: how much the training-free refinement leaves other patches alone (1)."}
     )

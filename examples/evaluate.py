@@ -164,7 +164,7 @@ class EvaluationArguments:
         default=None,
         metadata={
             "help": "Folder: for one model and one classification task, a classifier that pipelines run, with a head "
-            "trained on its own head input."
+            "trained on its own head input (so that its accuracy is not the probe's). The result lies in it."
         },
     )
     max_train_images: Optional[int] = field(default=None, metadata={"help": "At most so many, evenly spaced."})
@@ -185,6 +185,8 @@ class EvaluationArguments:
             raise ValueError(
                 f"--export_classifier does not read {', '.join(given)}: a classifier has its own class's feature."
             )
+        if self.export_classifier and self.output_dir != type(self).output_dir:
+            raise ValueError("--export_classifier writes its result beside the classifier: leave --output_dir out.")
         for name in ("num_workers", "knn_neighbors"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")

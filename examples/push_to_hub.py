@@ -72,7 +72,9 @@ class PushArguments:
     )
 
     # -- where --------------------------------------------------------------------------------------------------------
-    private: bool = field(default=True, metadata={"help": "Only you and your organisation see it."})
+    private: bool = field(
+        default=True, metadata={"help": "Whether only you and your organisation see a new repository."}
+    )
     revision: str = field(default="main", metadata={"help": "Branch, made where missing."})
     exist_ok: bool = field(default=False, metadata={"help": "Commit to a repository that already holds a model."})
     commit_message: str = field(default="Upload with singer_hf", metadata={"help": "Message of the commit."})

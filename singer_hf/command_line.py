@@ -84,7 +84,10 @@ def read_config(path: str | Path, known: set[str]) -> dict[str, Any]:
         except ValueError as error:
             raise ConfigError(str(error)) from error
         if options.get("script") is None:
-            raise ConfigError(f"{path} records a run that was started from Python, not by options.")
+            raise ConfigError(
+                f"{path} records a run whose options do not say its models and images: it was started from Python, or "
+                "by the demonstration (which starts again without --config)."
+            )
         options = options["options"]
     unknown = sorted(str(name) for name in set(options) - known)
     if unknown:
