@@ -182,6 +182,7 @@ def test_tasks_from_files_options_and_the_registry(folder):
         ({"kind": None, "tasks": "petss", "dataset": None, "test_dataset": None}, "Unknown task 'petss'"),
         ({"kind": None, "tasks": "inat2019", "dataset": None, "test_dataset": None}, "needs its images"),
         ({"kind": None, "tasks": "fg", "dataset": None, "test_dataset": None, "dataset_of": "petz=x"}, "got petz=x"),
+        ({"export_classifier": "out"}, "leave --output_dir out"),
         ({"export_classifier": "out", "adapter": "some/adapter"}, "--export_classifier does not read --adapter"),
         ({"protocol": "paper", "validation_fraction": 0.2}, "leave validation_fraction out"),
         ({"kind": None, "tasks": "fg"}, "name one task"),
@@ -196,7 +197,8 @@ def test_tasks_from_files_options_and_the_registry(folder):
         ({"test_dataset": "nowhere.parquet"}, "No such file"),
         ({"batch_size": "0"}, "batch_size must be at least 1"),
         (
-            {"export_classifier": "out", "kind": None, "tasks": "ade20k", "dataset": None, "test_dataset": None},
+            {"export_classifier": "out", "output_dir": None, "kind": None, "tasks": "ade20k"}
+            | {"dataset": None, "test_dataset": None},
             "one cla",
         ),
         ({"image_processor": None, "pooling": "cls", "kind": "depth"}, "no column 'depth'"),
@@ -224,7 +226,7 @@ def test_a_model_without_an_image_processor(folder):
 
 
 def test_an_export_by_one_command(folder):
-    script("evaluate").main(options(folder, export_classifier=folder / "classifier"))
+    script("evaluate").main(options(folder, export_classifier=folder / "classifier", output_dir=None))
     assert json.loads((folder / "classifier" / "config.json").read_text())["architectures"] == [
         "ViTForImageClassification"
     ]
