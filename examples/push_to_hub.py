@@ -39,9 +39,8 @@ from singer_hf.release import (
     PublishError,
     Run,
     adapter_folder,
-    inherited_license,
+    license_of,
     publish,
-    stated_license,
 )
 from singer_hf.release.amend import read_card
 from singer_hf.release.destination import HubNotReached
@@ -137,13 +136,11 @@ class PushArguments:
             raise ValueError("--license is empty: leave it out to inherit the teacher's.")
 
 
-def license_of(args: PushArguments, run: Run) -> License:
-    """The licence that was asked for, else the one of teacher and of the model that the student began as."""
-    sources = run.sources(args.teacher_id)
+def stated(args: PushArguments) -> License | None:
+    """The licence that was asked for, `None` to inherit it."""
     if args.license is None:
-        return inherited_license(sources)
-    stated = License(args.license, "as its author states", args.license_name, args.license_link)
-    return stated_license(stated, sources)
+        return None
+    return License(args.license, "as its author states", args.license_name, args.license_link)
 
 
 def captioned(values: list[str]) -> list[tuple[Path, str]]:
@@ -164,7 +161,7 @@ def facts_of(args: PushArguments, run: Run, repo_id: str) -> dict[str, Any]:
     return {
         "repo_id": repo_id,
         "run": run,
-        "license": license_of(args, run),
+        "license": license_of(stated(args), run.sources(args.teacher_id)),
         "teacher_id": args.teacher_id,
         "datasets": args.datasets or (),
         "tags": args.tags or (),

@@ -38,7 +38,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainingArguments
 
 from .provenance import versions
-from .sealed import SEAL, sealed, unsealed
+from .sealed import SEAL, unsealed, write_sealed
 from .secrets import without_tokens
 
 RUN_FILE = "run.json"
@@ -116,13 +116,8 @@ class RunRecord:
     def save(self, folder: str | os.PathLike) -> None:
         """Writes `run.json` into a folder, created where missing."""
         sessions = [*self._earlier, *([] if self._session is None else [self._session])]
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        content = without_tokens(json.loads(json.dumps(self.content | {"sessions": sessions}, default=str)))
-        text = json.dumps(sealed(content), indent=2)
-        unfinished = folder / f"{RUN_FILE}.unfinished"
-        unfinished.write_text(text + "\n", encoding="utf-8")
-        unfinished.replace(folder / RUN_FILE)
+        content = json.loads(json.dumps(self.content | {"sessions": sessions}, default=str))
+        write_sealed(Path(folder, RUN_FILE), without_tokens(content))
 
 
 class RecordRun(TrainerCallback):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 SEAL = "sha256"
@@ -14,6 +15,14 @@ def sealed(record: dict[str, Any]) -> dict[str, Any]:
     """The record, as JSON gives it back, with the SHA-256 of its content."""
     record = json.loads(json.dumps(record, allow_nan=False))
     return record | {SEAL: _digest(record)}
+
+
+def write_sealed(path: Path, record: dict[str, Any]) -> None:
+    """Writes a record with its checksum, whole or not at all; the folder is created where missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(sealed(record), indent=2) + "\n", encoding="utf-8")
+    part.replace(path)
 
 
 def unsealed(record: dict[str, Any]) -> dict[str, Any]:

@@ -252,10 +252,8 @@ class DistillationTrainer(StoppableTrainer, DurableCheckpoints, StreamResume, Re
             own_inputs = {name: value[:own] for name, value in inputs.items()}
             if 0 < own < images:
                 own_outputs = self._model_loss(model, own_inputs)[1]
-            elif (
-                self.args.shard_teacher and self._is_filled_up()
-            ):  # all run it, since each holds a part of the teacher
-                self._model_loss(model, inputs)
+            elif self.args.shard_teacher and self._is_filled_up():
+                self._model_loss(model, inputs)  # all processes run it, since each holds a part of the teacher
             self._record(self._eval_means, own_inputs, own_outputs)
         if prediction_loss_only:
             return loss, None, None

@@ -68,6 +68,18 @@ def losses(output):
     return [{k: v for k, v in entry.items() if k.startswith("loss")} for entry in history if "loss" in entry]
 
 
+def assert_trained_as_one(inputs, *files):
+    """Loss terms of the runs "one" and "two" at every step, and the weights that they ended with."""
+    for one, other in zip(losses(inputs / "one"), losses(inputs / "two"), strict=True):
+        assert one.keys() == other.keys()
+        for name, value in one.items():
+            assert other[name] == pytest.approx(value, rel=1e-5, abs=1e-7), name
+    for name in ("model.safetensors", *files):
+        first, second = (load_file(inputs / run / name) for run in ("one", "two"))
+        for key, tensor in first.items():
+            torch.testing.assert_close(second[key], tensor, rtol=1e-3, atol=2e-5)
+
+
 @pytest.mark.parametrize("objective", ["singer", pytest.param("vitkd", marks=pytest.mark.slow)])
 def test_two_processes_train_as_one(inputs, objective):
     two = ("--config_file", str(ROOT / "examples" / "accelerate" / "cpu_2_processes.yaml"), "--main_process_port", "0")
@@ -81,13 +93,7 @@ def test_two_processes_train_as_one(inputs, objective):
     assert len(scores[0]) == len(scores[1]) == 2
     for one, other in zip(*scores, strict=True):
         assert other == pytest.approx(one, rel=1e-5)
-    for one, other in zip(losses(inputs / "one"), losses(inputs / "two"), strict=True):
-        assert one.keys() == other.keys()
-        for name, value in one.items():
-            assert other[name] == pytest.approx(value, rel=1e-5, abs=1e-7), name
-    first, second = (load_file(inputs / name / "model.safetensors") for name in ("one", "two"))
-    for name, tensor in first.items():
-        torch.testing.assert_close(second[name], tensor, rtol=1e-3, atol=2e-5)
+    assert_trained_as_one(inputs)
 
 
 @pytest.mark.slow
@@ -98,15 +104,10 @@ def test_two_processes_with_a_sharded_teacher_train_as_one(inputs):
     launch(inputs, inputs / "one", 1, *options, launcher=("--num_processes", "1"))
     sharded = launch(inputs, inputs / "two", 2, *options, "--shard_teacher", "true", launcher=two)
     assert "Error" not in sharded.stderr
-    for one, other in zip(losses(inputs / "one"), losses(inputs / "two"), strict=True):
-        assert other == pytest.approx(one, rel=1e-5, abs=1e-7)
+    # What was saved is whole: student and adapter of a teacher in pieces.
+    assert_trained_as_one(inputs, "adapter/adapter_model.safetensors")
     for one, other in zip(evaluation(inputs / "one"), evaluation(inputs / "two"), strict=True):
         assert other == pytest.approx(one, rel=1e-5)
-    # What was saved is whole: student and adapter of a teacher in pieces.
-    for name in ("model.safetensors", "adapter/adapter_model.safetensors"):
-        first, second = (load_file(inputs / run / name) for run in ("one", "two"))
-        for key, tensor in first.items():
-            torch.testing.assert_close(second[key], tensor, rtol=1e-3, atol=2e-5)
 
 
 @pytest.mark.slow
@@ -133,11 +134,7 @@ def test_two_machines_train_as_one_process(inputs):
 
     with ThreadPoolExecutor() as pool:
         list(pool.map(machine, range(2)))
-    for one, other in zip(losses(inputs / "one"), losses(inputs / "two"), strict=True):
-        assert other == pytest.approx(one, rel=1e-5, abs=1e-7)
-    first, second = (load_file(inputs / name / "model.safetensors") for name in ("one", "two"))
-    for name, tensor in first.items():
-        torch.testing.assert_close(second[name], tensor, rtol=1e-3, atol=2e-5)
+    assert_trained_as_one(inputs)
     verify_manifest(inputs / "two" / "checkpoint-6")
     assert {"rng_state_0.pth", "rng_state_1.pth"} <= {path.name for path in (inputs / "two/checkpoint-6").iterdir()}
 
@@ -182,11 +179,7 @@ def test_two_machines_with_a_network_between_them(inputs, namespaces):
 
     with ThreadPoolExecutor() as pool:
         list(pool.map(machine, range(2)))
-    for one, other in zip(losses(inputs / "one"), losses(inputs / "two"), strict=True):
-        assert other == pytest.approx(one, rel=1e-5, abs=1e-7)
-    first, second = (load_file(inputs / name / "model.safetensors") for name in ("one", "two"))
-    for name, tensor in first.items():
-        torch.testing.assert_close(second[name], tensor, rtol=1e-3, atol=2e-5)
+    assert_trained_as_one(inputs)
 
 
 _BAD_IN_ONE = """

@@ -40,7 +40,8 @@ def load_fit(
     layers = sorted(int(name.split(".")[1]) for name in weights if re.fullmatch(r"projectors\.\d+\.weight", name))
     if not layers:
         return None
-    pairs = run_pairs(folder, layers, teacher.num_blocks, student.num_blocks)
+    recorded = _recorded(folder)
+    pairs = _pairs(folder, recorded, layers, teacher.num_blocks, student.num_blocks)
     weight, projectors = next(student.model.parameters()), {}
     for layer in layers:
         matrix, bias = weights[f"projectors.{layer}.weight"], weights[f"projectors.{layer}.bias"]
@@ -52,16 +53,20 @@ def load_fit(
         projectors[layer] = torch.nn.Linear(matrix.shape[1], matrix.shape[0])
         projectors[layer].load_state_dict({"weight": matrix.float(), "bias": bias.float()})
         projectors[layer].to(weight.device)
-    recorded = json.loads((folder / "training_args.json").read_text(encoding="utf-8"))
     return StudentFit(projectors, pairs, targets, recorded.get("target_normalization") or "none")
 
 
-def run_pairs(folder: Path, layers: Sequence[int], teacher_blocks: int, student_blocks: int) -> dict[int, int]:
-    """Teacher layer -> student layer, as the run matched the layers that it has projectors of."""
+def _recorded(folder: Path) -> dict[str, Any]:
     path = folder / "training_args.json"
     if not path.exists():
         raise ValueError(f"{folder}: training_args.json is missing: it cannot be told which layers met.")
-    recorded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _pairs(
+    folder: Path, recorded: dict[str, Any], layers: Sequence[int], teacher_blocks: int, student_blocks: int
+) -> dict[int, int]:
+    """Teacher layer -> student layer, as the run matched the layers that it has projectors of."""
     named = recorded.get("teacher_layers") or list(layers)
     if sorted(named) != list(layers):
         raise ValueError(

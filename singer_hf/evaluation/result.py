@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ..sealed import sealed, unsealed
+from ..sealed import unsealed, write_sealed
 
 SCHEMA = 1
 """Raised when a field changes its meaning."""
@@ -56,11 +56,7 @@ class EvaluationResult:
 
     def save(self, path: str | Path) -> None:
         """Writes the file, whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + ".part")
-        part.write_text(json.dumps(sealed(asdict(self)), indent=2) + "\n", encoding="utf-8")
-        part.replace(path)
+        write_sealed(Path(path), asdict(self))
 
     @classmethod
     def load(cls, path: str | Path) -> EvaluationResult:

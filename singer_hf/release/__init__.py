@@ -11,7 +11,7 @@ from .card import CardFacts, Picture, model_card
 from .destination import Destination, PublishError
 from .export import ExportedModel, ExportError, export_adapter, export_classifier, export_student
 from .folder import ReleaseFolder, adapter_folder, student_folder
-from .license import License, inherited_license, stated_license
+from .license import License, inherited_license, license_of, stated_license
 from .onnx import OnnxError, OnnxExport, export_onnx
 from .publish import publish
 from .record import RecordError, Run
@@ -38,6 +38,7 @@ __all__ = [
     "export_onnx",
     "export_student",
     "inherited_license",
+    "license_of",
     "model_card",
     "publish",
     "stated_license",

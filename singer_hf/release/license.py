@@ -46,7 +46,7 @@ def inherited_license(sources: dict[str, tuple[str, str | None]], token: str | b
     Raises:
         PublishError: a card could not be looked at, which is not the same as one that names no licence.
     """
-    found = {role: _license_of(name, revision, token) for role, (name, revision) in sources.items()}
+    found = {role: _license_named_by(name, revision, token) for role, (name, revision) in sources.items()}
     if not found:
         return License(None, "neither teacher nor student has a name by which its card could be found")
     named = {role: license.name or license.id for role, license in found.items() if license.id is not None}
@@ -58,6 +58,11 @@ def inherited_license(sources: dict[str, tuple[str, str | None]], token: str | b
         return License(None, f"the models it was made of have different ones: {listed}", sources=named)
     license = next(iter(found.values()))
     return License(license.id, f"inherited from its {' and its '.join(found)}", license.name, license.link, named)
+
+
+def license_of(stated: License | None, sources: dict[str, tuple[str, str | None]]) -> License:
+    """The licence that was stated, see [`stated_license`], else the inherited one, see [`inherited_license`]."""
+    return inherited_license(sources) if stated is None else stated_license(stated, sources)
 
 
 def stated_license(stated: License, sources: dict[str, tuple[str, str | None]]) -> License:
@@ -73,7 +78,7 @@ def stated_license(stated: License, sources: dict[str, tuple[str, str | None]]) 
     return replace(stated, sources=inherited.sources)
 
 
-def _license_of(name: str, revision: str | None, token: str | bool | None) -> License:
+def _license_named_by(name: str, revision: str | None, token: str | bool | None) -> License:
     """Raises PublishError where it could not be looked at."""
     path = Path(name, "README.md") if Path(name).is_dir() else _hub_card(name, revision, token)
     if path is None or not path.exists():

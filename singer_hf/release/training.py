@@ -19,7 +19,7 @@ from .amend import amend, is_as_generated, read_card
 from .destination import Destination, PublishError
 from .export import export_adapter
 from .folder import CARD_FILE, student_folder
-from .license import License, inherited_license, stated_license
+from .license import License, license_of
 from .publish import commit, files_without_tokens, publish
 from .published import Published, check_ours, existing_card, look_up
 from .record import Run
@@ -41,11 +41,8 @@ def training_release(source: str | Path, repo_id: str, **facts: Any) -> Path:
     try:
         run, facts = Run.load(source), card_facts(facts)
         teacher = run.hub_model("teacher")
-        given, sources = facts.pop("license", None), run.sources()
-        if given is None:
-            license = inherited_license(sources)
-        else:
-            license = stated_license(License(given, "as its author states"), sources)
+        given = facts.pop("license", None)
+        license = license_of(None if given is None else License(given, "as its author states"), run.sources())
         student_folder(folder, source, repo_id=repo_id, run=run, license=license, **facts)
         if (source / ADAPTER_FOLDER).exists():
             export_adapter(source, folder / ADAPTER_FOLDER, teacher[0] if teacher else None)
