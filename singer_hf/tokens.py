@@ -55,6 +55,11 @@ class TokenAligner:
         self.student, self.teacher = student, teacher
         self.student_prefix, self.teacher_prefix = shared_prefix(student, teacher)
 
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Prefix tokens of aligned features: those that both have."""
+        return len(self.teacher_prefix)
+
     def align_student(self, tokens: Tensor) -> Tensor:
         """(B, N_S, d_S) -> (B, N, d_S): shared prefix tokens, then patches on the teacher's grid."""
         if self.student == self.teacher:

@@ -17,9 +17,15 @@ from summary import markdown, paired_difference, read_cells, summary_rows  # noq
 def test_the_grids_cells():
     grid = Grid.read(STUDY / "cpu.yaml")
     names = [cell.name for cell in grid.cells()]
-    assert len(names) == len(set(names)) == len(grid.seeds) * (2 * (len(grid.recipes) - 1) + 1)
-    first = names[: len(names) // len(grid.seeds)]
-    assert all(name.endswith(".0") for name in first) and "none.labels.0" in first  # the first seed of everything
+    assert len(names) == len(set(names))
+    seeds = [int(name.rsplit(".", 1)[1]) for name in names]
+    assert seeds == sorted(seeds) and set(seeds) == set(grid.seeds)  # the first seed of everything comes first
+    for teacher in grid.teachers:
+        assert [name for name in names if name.startswith(f"{teacher}.singer.")] == [
+            f"{teacher}.singer.{seed}" for seed in grid.seeds
+        ]
+    assert [name for name in names if ".labels." in name] == [f"none.labels.{seed}" for seed in grid.seeds]
+    assert [name for name in names if ".layer_norm_whiten." in name] == ["artifacts.layer_norm_whiten.0"]  # its own
     cell = next(cell for cell in grid.cells() if cell.recipe == "singer_layer_norm")
     assert cell.options["target_normalization"] == "layer_norm" and cell.options["num_train_epochs"] > 0
 

@@ -50,7 +50,7 @@ def test_fitnet_normalises_the_plain_target():
 @pytest.mark.parametrize("objective", ["singer", "singer_reference", "fitnet"])
 def test_a_run_with_normalised_targets(tmp_path, objective):
     trainer = trainer_of(tmp_path, objective=objective, target_normalization="layer_norm")
-    assert trainer.model.objective.normalize_target is layer_norm
+    assert trainer.model.objective.feature_loss.normalize_target is layer_norm
     assert trainer.train().training_loss > 0
 
 

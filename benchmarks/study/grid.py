@@ -19,7 +19,8 @@ class Cell:
     Args:
         teacher: a name in the grid's `teachers`.
         recipe: a name in the grid's `recipes`.
-        options: of [`DistillationArguments`], and the adapter's, `lora_r` and `init_lora_weights`.
+        options: of [`DistillationArguments`], the adapter's (`lora_r`, `init_lora_weights`, `fold_layer_norm`), and
+            `feature_loss`, those of a [`CandidateLoss`].
         seed: of weights and of what training draws.
     """
 

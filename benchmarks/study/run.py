@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 import transformers
+from candidates import CandidateLoss
 from classifier import new_classifier, train_classifier
 from grid import LABELS, Cell, Grid
 from scores import likeness, linear_scores
@@ -31,6 +32,7 @@ from singer_hf.objectives import objective_class
 from singer_hf.provenance import versions
 
 RESULTS = Path(__file__).parents[1] / "results" / "study"
+ADAPTER_OPTIONS = ("lora_r", "init_lora_weights", "fold_layer_norm")
 
 
 def train_student(grid: Grid, cell: Cell, folder: Path, output: Path, device: torch.device) -> dict[str, Any]:
@@ -54,7 +56,8 @@ def train_student(grid: Grid, cell: Cell, folder: Path, output: Path, device: to
         processor.save_pretrained(output)
         return {"losses": losses}
     options = dict(cell.options)
-    adapter = {name: options.pop(name) for name in ("lora_r", "init_lora_weights") if name in options}
+    adapter = {name: options.pop(name) for name in ADAPTER_OPTIONS if name in options}
+    candidate = options.pop("feature_loss", None)
     args = DistillationArguments(
         str(output), seed=cell.seed, report_to="none", save_strategy="no", use_cpu=device.type == "cpu", **options
     )
@@ -67,11 +70,8 @@ def train_student(grid: Grid, cell: Cell, folder: Path, output: Path, device: to
     kind = objective_class(args.objective)
     config = None
     if kind.uses_adapter:
-        config = NullspaceLoraConfig(
-            r=adapter.get("lora_r", 16),
-            init_lora_weights=adapter.get("init_lora_weights", kind.default_init_lora_weights),
-            init_seed=cell.seed,
-        )
+        adapter = {"init_lora_weights": kind.default_init_lora_weights} | adapter
+        config = NullspaceLoraConfig(r=adapter.pop("lora_r"), init_seed=cell.seed, **adapter)
     trainer = DistillationTrainer(
         student,
         teacher,
@@ -81,6 +81,8 @@ def train_student(grid: Grid, cell: Cell, folder: Path, output: Path, device: to
         teacher_processing_class=processor,
         peft_config=config,
     )
+    if candidate is not None:
+        trainer.model.objective.feature_loss = CandidateLoss(**candidate)
     trainer.train()
     trainer.save_model()
     return {"log": [entry for entry in trainer.state.log_history if "loss" in entry]}
@@ -93,9 +95,10 @@ def run_cell(grid: Grid, cell: Cell, folder: Path, camvid: str | None, device: t
     training = train_student(grid, cell, folder, student, device)
     trained = time.perf_counter()
     scores = linear_scores(student, folder, camvid=camvid, camvid_size=grid.data["camvid_size"], device=device)
-    alike = (
-        {} if cell.options["objective"] == LABELS else likeness(folder / cell.teacher, student, folder, device=device)
-    )
+    alike = {}
+    if cell.options["objective"] != LABELS:
+        own_loss = "feature_loss" not in cell.options
+        alike = likeness(folder / cell.teacher, student, folder, own_loss=own_loss, device=device)
     shutil.rmtree(student)
     return {
         "cell": {"teacher": cell.teacher, "recipe": cell.recipe, "seed": cell.seed, "options": cell.options},

@@ -68,13 +68,15 @@ def linear_scores(
     return scores
 
 
-def likeness(teacher: Path, student: Path, images: Path, *, device: torch.device) -> dict[str, Any]:
+def likeness(
+    teacher: Path, student: Path, images: Path, *, own_loss: bool = True, device: torch.device
+) -> dict[str, Any]:
     """How like its teacher a student is, and where its loss remains; of a run with an adapter, its energy too.
 
     Returns:
         `gram_distance` (divided by the number of patches) and `cka` between the last blocks,
-        `remaining_gradient_on_outliers` of the run's own feature loss in the last block, and by distilled layer
-        `energy`, the shares E_prob and E_safe of Φ_up and Φ_down.
+        `remaining_gradient_on_outliers` of the run's own feature loss in the last block (`None` without `own_loss`,
+        where a candidate stood in its place), and by distilled layer `energy`, the shares E_prob and E_safe of Φ_up and Φ_down.
     """
     model = load_vision_model(str(teacher), dtype="float32").to(device).eval()
     own = load_vision_model(str(student), dtype="float32").to(device).eval()
@@ -88,13 +90,15 @@ def likeness(teacher: Path, student: Path, images: Path, *, device: torch.device
         refinements = adapter_refinements(PeftModel.from_pretrained(model, student / "adapter"))
         effects = measure_refinements(backbone, {"run": refinements}, found, batches)["run"]
         energy = {str(layer): effect.energy for layer, effect in effects.items()}
-    fit = load_fit(student, backbone, other, refinements) if (student / "distillation.safetensors").exists() else None
+    fit = None
+    if own_loss and (student / "distillation.safetensors").exists():
+        fit = load_fit(student, backbone, other, refinements)
     last = measure_student(
         backbone, other, [backbone.num_blocks - 1], batches.pairs(), diagnosis=found, refinements=refinements, fit=fit
     )[-1]
     return {
         "gram_distance": last["gram_distance_per_patch"],
         "cka": last["cka"],
-        "remaining_gradient_on_outliers": last["remaining_gradient_on_outliers"],
+        "remaining_gradient_on_outliers": last.get("remaining_gradient_on_outliers"),
         "energy": energy,
     }

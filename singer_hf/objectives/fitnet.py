@@ -6,9 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from ..losses import kd_loss
+from ..feature_loss import FeatureLoss
 from ..projectors import build_projector
-from ..target_normalization import target_normalization
 from .base import DistillationStep, Objective, ObjectiveOutput, artifact_statistics, register_objective
 
 
@@ -36,7 +35,7 @@ class FitNetObjective(Objective):
         **common: Any,
     ):
         super().__init__(teacher, student, **common)
-        self.normalize_target = target_normalization(normalize_target)
+        self.feature_loss = FeatureLoss(normalize_target)
         self.projectors = nn.ModuleDict(
             {
                 str(layer): build_projector(projector, student.hidden_size, teacher.hidden_size)
@@ -59,9 +58,10 @@ class FitNetObjective(Objective):
     def forward(self, step: DistillationStep) -> ObjectiveOutput:
         aligner = self._aligner(step)
         loss = sum(
-            kd_loss(
+            self.feature_loss(
                 self.projectors[str(layer)](aligner.align_student(step.student.hidden[student_layer])),
-                self.normalize_target(aligner.align_teacher(step.teacher.hidden[layer])),
+                aligner.align_teacher(step.teacher.hidden[layer]),
+                aligner.num_prefix_tokens,
             )
             for layer, student_layer in zip(self.teacher_layers, self.student_layers, strict=True)
         )

@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..feature_loss import FeatureLoss
 from ..layers import default_teacher_layers
 from ..losses import gram_loss, kd_loss, outlier_loss, patch_norms
 from ..projectors import build_projector
-from ..target_normalization import target_normalization
 from .base import DistillationStep, Objective, ObjectiveOutput, artifact_statistics, register_objective
 
 
@@ -49,7 +49,7 @@ class SingerObjective(Objective):
         **common: Any,
     ):
         super().__init__(teacher, student, **common)
-        self.normalize_target = target_normalization(normalize_target)
+        self.feature_loss = FeatureLoss(normalize_target)
         self.weights = {"kd": kd_weight, "outlier": outlier_weight, "info": info_weight}
         for term, weight in self.weights.items():
             if weight < 0:
@@ -92,8 +92,8 @@ class SingerObjective(Objective):
         kd, outlier, info = [], [], []
         for layer, student_layer in zip(self.teacher_layers, self.student_layers, strict=True):
             student = aligner.align_student(step.student.hidden[student_layer])
-            target = self.normalize_target(aligner.align_teacher(refined[layer]))
-            kd.append(kd_loss(self.projectors[str(layer)](student), target))
+            target = aligner.align_teacher(refined[layer])
+            kd.append(self.feature_loss(self.projectors[str(layer)](student), target, aligner.num_prefix_tokens))
             norms = patch_norms(self._teacher_patches(step, refined[layer]))
             outlier.append(outlier_loss(norms, self.outlier_quantile, self.outlier_power))
             info.append(self.info_loss(layer, refined, step))

@@ -95,7 +95,7 @@ class ViTKDObjective(Objective):
     def _patches(self, step: DistillationStep, layer: int, student_layer: int) -> tuple[Tensor, Tensor]:
         """Patches of a pair of blocks, the student's on the teacher's grid: (B, n, d_S), (B, n, d_T)."""
         aligner = self._aligner(step)
-        student = aligner.align_student(step.student.hidden[student_layer])[:, len(aligner.teacher_prefix) :]
+        student = aligner.align_student(step.student.hidden[student_layer])[:, aligner.num_prefix_tokens :]
         return student, self._teacher_patches(step, step.teacher.hidden[layer])
 
     def mask(self, step: DistillationStep, patches: Tensor) -> Tensor:

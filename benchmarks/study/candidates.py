@@ -1,0 +1,103 @@
+"""Feature losses beyond the package's own, to be tried: a recipe names them in `feature_loss`.
+
+What gained became an option of the package (see docs/study.md); what did not stays here, so that its cells can be run
+again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from singer_hf.feature_loss import FeatureLoss
+from singer_hf.losses import full_precision, gram_loss
+from singer_hf.projectors import PROJECTORS
+
+
+def standardize(target: Tensor) -> Tensor:
+    """Each channel with mean 0 and variance 1 over the batch's tokens (batch normalisation without parameters)."""
+    flat = target.flatten(0, 1)
+    return (target - flat.mean(0)) / (flat.std(0) + 1e-6)
+
+
+def whiten(target: Tensor) -> Tensor:
+    """ZCA over the batch's tokens: no direction of the features has more variance than another.
+
+    (PHI-S of RADIO, arXiv 2410.01680, gives every *channel* the same variance by a rotation and one scale; under a
+    linear projector and a squared error it changes no more than the loss's weight, so it is no candidate here.)
+    """
+    flat = target.flatten(0, 1)
+    centred = flat - flat.mean(0)
+    values, vectors = torch.linalg.eigh(centred.T @ centred / len(flat))
+    return (target - flat.mean(0)) @ (vectors * (values + 1e-2 * values.mean()).rsqrt()) @ vectors.T
+
+
+def clip_norms(target: Tensor) -> Tensor:
+    """No token longer than the median of its image: refinement in closed form, without an adapter."""
+    norms = torch.linalg.vector_norm(target, dim=-1, keepdim=True)
+    return target * (norms.median(dim=1, keepdim=True).values / norms).clamp(max=1)
+
+
+TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {
+    "standardize": standardize,
+    "whiten": whiten,
+    "clip_norms": clip_norms,
+}
+CRITERIA: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mse": lambda projected, target: (projected - target).square().mean(-1),
+    "smooth_l1": lambda projected, target: F.smooth_l1_loss(projected, target, reduction="none").mean(-1),
+    "cosine": lambda projected, target: 1 - F.cosine_similarity(projected, target, dim=-1),
+}
+"""(B, N, d) and (B, N, d) -> (B, N)."""
+
+
+class CandidateLoss(FeatureLoss):
+    """A squared error with one thing changed.
+
+    Args:
+        normalize_target: as in the package, applied first.
+        transform: a name in `TRANSFORMS`, applied to the normalised target.
+        criterion: a name in `CRITERIA`.
+        prefix_share: share of the loss that prefix tokens (CLS) have; default: their share of the tokens.
+        relation_weight: of the Gram matrices of projected patches against the target's.
+    """
+
+    def __init__(
+        self,
+        normalize_target: str = "none",
+        *,
+        transform: str | None = None,
+        criterion: str = "mse",
+        prefix_share: float | None = None,
+        relation_weight: float = 0.0,
+    ):
+        super().__init__(normalize_target)
+        self.transform = TRANSFORMS[transform] if transform else None
+        self.criterion, self.prefix_share, self.relation_weight = CRITERIA[criterion], prefix_share, relation_weight
+
+    def forward(self, projected: Tensor, target: Tensor, num_prefix_tokens: int) -> Tensor:
+        projected, target = full_precision(projected), full_precision(self.normalize_target(target))
+        if self.transform is not None:
+            target = self.transform(target)
+        tokens = self.criterion(projected, target)
+        if self.prefix_share is None:
+            loss = tokens.mean()
+        else:
+            prefix, patches = tokens[:, :num_prefix_tokens].mean(), tokens[:, num_prefix_tokens:].mean()
+            loss = self.prefix_share * prefix + (1 - self.prefix_share) * patches
+        if self.relation_weight:
+            loss = loss + self.relation_weight * gram_loss(
+                projected[:, num_prefix_tokens:], target[:, num_prefix_tokens:]
+            )
+        return loss
+
+
+def mlp_projector(student_width: int, teacher_width: int) -> nn.Module:
+    """Two layers with GELU, hidden as wide as the teacher."""
+    return nn.Sequential(nn.Linear(student_width, teacher_width), nn.GELU(), nn.Linear(teacher_width, teacher_width))
+
+
+PROJECTORS["mlp"] = mlp_projector
