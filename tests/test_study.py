@@ -59,6 +59,7 @@ def test_rows_and_tables_come_from_the_cells_files(tmp_path):
         ("singer", "linear_top1", 2),
     ]
     assert rows[1]["mean"] == pytest.approx(37) and rows[1]["std"] == pytest.approx(2 * 2**0.5)
-    assert rows[1]["vs_fitnet"]["mean"] == pytest.approx(6) and "vs_fitnet" not in rows[0]
+    assert rows[1]["difference_from_fitnet"] == pytest.approx(6) and "difference_from_fitnet" not in rows[0]
+    assert rows[1]["interval_against_fitnet"][0] < 6 < rows[1]["interval_against_fitnet"][1]
     lines = markdown(rows, "linear_top1").splitlines()
     assert lines[2] == "| fitnet | 31.0 ± 1.4 |  |" and lines[3].startswith("| singer | 37.0 ± 2.8 | +6.0 [")

@@ -64,7 +64,7 @@ def train_classifier(
         sampler.set_epoch(len(losses))
         total, count = 0.0, 0
         for batch in tqdm(loader, desc="labels", leave=False, disable=None):
-            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=device != "cpu"):
+            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=torch.device(device).type != "cpu"):
                 logits = model(normalize(batch["pixel_values"].to(device))).logits
             loss = F.cross_entropy(logits.float(), batch["labels"].to(device), label_smoothing=0.1)
             optimizer.zero_grad()

@@ -50,6 +50,7 @@ def train_student(grid: Grid, cell: Cell, folder: Path, output: Path, device: to
             weight_decay=cell.options.get("weight_decay", 0.05),
             min_crop_scale=cell.options["min_crop_scale"],
             seed=cell.seed,
+            num_workers=cell.options.get("dataloader_num_workers", 0),
             device=device,
         )
         model.to("cpu").vit.save_pretrained(output)

@@ -2,8 +2,9 @@
 
     python benchmarks/study/summary.py benchmarks/results/study/cpu
 
-Writes `summary.json` (a list of rows: cell, score, mean, std, seeds, and the paired difference from FitNet of the same
-teacher with its 95 % interval), prints Markdown tables, and draws `docs/images/study_<grid>.png`.
+Writes `summary.json` beside the grid's folder: a list of rows, each a cell (teacher, recipe) and a score, with mean and
+standard deviation over seeds, and the paired differences from FitNet, and from FitNet with normalised targets, of the
+same teacher with their 95 % intervals. Prints Markdown tables, and draws `docs/images/study_<grid>.png`.
 
 Cells of one seed share the order of images, augmentation and the student's first weights, so differences are taken
 seed by seed: mean ± t(0.975, n − 1) s / √n. Of one seed there is no interval. The interval covers what changes with
@@ -22,7 +23,10 @@ from typing import Any
 from scipy import stats
 
 ROOT = Path(__file__).parents[2]
-BASELINES = {"vs_fitnet": "fitnet", "vs_fitnet_layer_norm": "fitnet_layer_norm"}
+BASELINES = {"fitnet": "FitNet", "fitnet_layer_norm": "FitNet with normalised targets"}
+"""Recipe that others are compared with -> its name in a table."""
+FIGURE_SCORES = ("linear_top1", "corrupted_top1", "camvid_miou")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 SCORES = {
     "linear_top1": ("linear top-1", 100),
     "knn_top1": ("k-NN top-1", 100),
@@ -81,67 +85,83 @@ def summary_rows(cells: dict[tuple[str, str], dict[int, dict[str, float]]]) -> l
                 "std": statistics.stdev(own.values()) if len(own) > 1 else None,
                 "seeds": len(own),
             }
-            for name, baseline in BASELINES.items():
-                if recipe != baseline and teacher != "none":
-                    row[name] = paired_difference(own, values(teacher, baseline, score))
+            for baseline in BASELINES:
+                if recipe == baseline or teacher == "none":
+                    continue
+                difference = paired_difference(own, values(teacher, baseline, score))
+                row[f"difference_from_{baseline}"] = difference and difference["mean"]
+                row[f"interval_against_{baseline}"] = difference and difference["interval"]
             rows.append(row)
     return rows
 
 
-def markdown(rows: list[dict[str, Any]], score: str) -> str:
+def markdown(rows: list[dict[str, Any]], score: str, baseline: str = "fitnet") -> str:
     """The table of one score: a line a recipe, two columns a teacher."""
     of_score = [row for row in rows if row["score"] == score]
     teachers = [name for name in dict.fromkeys(row["teacher"] for row in of_score) if name != "none"]
     digits = 1 if SCORES[score][1] == 100 else 3
     lines = [
-        f"| {SCORES[score][0]} | " + " | ".join(f"{name} teacher | against FitNet" for name in teachers) + " |",
+        f"| {SCORES[score][0]} | "
+        + " | ".join(f"{name} teacher | against {BASELINES[baseline]}" for name in teachers)
+        + " |",
         "|---" * (1 + 2 * len(teachers)) + "|",
     ]
     for recipe in dict.fromkeys(row["cell"] for row in of_score):
         found = {row["teacher"]: row for row in of_score if row["cell"] == recipe}
         cells: Iterable[str] = [
-            text for name in teachers for text in _texts(found.get(name, found.get("none")), digits)
+            text for name in teachers for text in _texts(found.get(name, found.get("none")), baseline, digits)
         ]
         lines.append(f"| {recipe} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _texts(row: dict[str, Any] | None, digits: int) -> tuple[str, str]:
+def _texts(row: dict[str, Any] | None, baseline: str, digits: int) -> tuple[str, str]:
     if row is None:
         return "", ""
     spread = "" if row["std"] is None else f" ± {row['std']:.{digits}f}"
-    value, against = f"{row['mean']:.{digits}f}{spread}", row.get("vs_fitnet")
-    if against is None:
+    value, difference = f"{row['mean']:.{digits}f}{spread}", row.get(f"difference_from_{baseline}")
+    if difference is None:
         return value, ""
-    interval = against["interval"]
+    interval = row[f"interval_against_{baseline}"]
     bounds = "" if interval is None else f" [{interval[0]:+.{digits}f}, {interval[1]:+.{digits}f}]"
-    return value, f"{against['mean']:+.{digits}f}{bounds}"
+    return value, f"{difference:+.{digits}f}{bounds}"
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Paired differences from FitNet with intervals, one panel a score, colours by teacher."""
+    """Mean of every recipe of more than one seed with its seeds' spread; a panel a score, a colour a teacher."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    scores = [score for score in ("linear_top1", "camvid_miou") if any(row["score"] == score for row in rows)]
-    colours = {"clean": "#0072B2", "artifacts": "#D55E00"}
-    figure, axes = plt.subplots(1, len(scores), figsize=(5.2 * len(scores), 3.6), layout="constrained", squeeze=False)
+    rows = [row for row in rows if row["seeds"] > 1]
+    scores = [score for score in FIGURE_SCORES if any(row["score"] == score for row in rows)]
+    teachers = [name for name in dict.fromkeys(row["teacher"] for row in rows) if name != "none"]
+    recipes = list(dict.fromkeys(row["cell"] for row in rows if row["teacher"] != "none"))[::-1]
+    height = 1.2 + 0.1 * len(recipes) * (1 + len(teachers))
+    figure, axes = plt.subplots(
+        1, len(scores), figsize=(4.6 * len(scores), height), layout="constrained", squeeze=False, sharey=True
+    )
     for axis, score in zip(axes[0], scores, strict=True):
-        shown = [row for row in rows if row["score"] == score and row.get("vs_fitnet")]
-        recipes = list(dict.fromkeys(row["cell"] for row in shown))[::-1]
-        for offset, (teacher, colour) in zip((0.15, -0.15), colours.items(), strict=True):
-            for row in (row for row in shown if row["teacher"] == teacher):
-                difference, height = row["vs_fitnet"], recipes.index(row["cell"]) + offset
-                axis.plot(difference["mean"], height, "o", color=colour, label=teacher)
-                if difference["interval"] is not None:
-                    axis.plot(difference["interval"], [height, height], color=colour)
-        axis.axvline(0, color="0.5", linewidth=1)
-        axis.set_yticks(range(len(recipes)), recipes)
-        axis.set_xlabel(f"{SCORES[score][0]}: points above FitNet of the same teacher")
-    handles = dict(zip(*axes[0][0].get_legend_handles_labels()[::-1], strict=True))
-    axes[0][0].legend(handles.values(), [f"{name} teacher" for name in handles], loc="best", frameon=False)
+        for number, (teacher, colour) in enumerate(zip(teachers, COLOURS, strict=False)):
+            shown = [row for row in rows if row["score"] == score and row["teacher"] == teacher]
+            heights = [recipes.index(row["cell"]) + 0.25 * ((len(teachers) - 1) / 2 - number) for row in shown]
+            axis.errorbar(
+                [row["mean"] for row in shown],
+                heights,
+                xerr=[row["std"] for row in shown],
+                fmt="o",
+                markersize=4,
+                color=colour,
+                label=f"{teacher} teacher",
+            )
+        alone = [row["mean"] for row in rows if row["score"] == score and row["teacher"] == "none"]
+        if alone:
+            axis.axvline(alone[0], color="0.5", linewidth=1, linestyle="--", label="no teacher, labels")
+        axis.set_yticks(range(len(recipes)), [recipe.replace("_", " ") for recipe in recipes])
+        axis.set_xlabel(SCORES[score][0])
+        axis.grid(axis="x", alpha=0.3)
+    axes[0][-1].legend(loc="best", fontsize="small")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 
@@ -153,10 +173,11 @@ def main() -> None:
     rows = summary_rows(read_cells(args.folder))
     if not rows:
         raise SystemExit(f"error: {args.folder} holds no results of cells: run benchmarks/study/run.py first.")
-    (args.folder / "summary.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    (args.folder.parent / "summary.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     for score in SCORES:
         if any(row["score"] == score for row in rows):
-            print(markdown(rows, score), end="\n\n")
+            for baseline in BASELINES:
+                print(markdown(rows, score, baseline), end="\n\n")
     draw(rows, ROOT / "docs" / "images" / f"study_{args.folder.name}.png")
 
 
