@@ -30,7 +30,7 @@ from timing import Seconds, interleave
 from torchvision.transforms import v2
 
 from singer_hf.data import DistillationDataset, find_image_column, load_images, train_transform
-from singer_hf.provenance import versions
+from singer_hf.records.provenance import versions
 
 PLAIN = v2.Compose(
     [

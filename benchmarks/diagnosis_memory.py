@@ -25,7 +25,7 @@ import torch
 from singer_hf import vision_backbone
 from singer_hf.data import PixelNormalization, load_images
 from singer_hf.diagnosis import ImageBatches, ModelInput, OutlierRule, diagnose_teacher
-from singer_hf.provenance import versions
+from singer_hf.records.provenance import versions
 
 
 def one(args: argparse.Namespace) -> None:

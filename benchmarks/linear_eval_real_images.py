@@ -25,7 +25,7 @@ from sklearn.preprocessing import StandardScaler
 from singer_hf.evaluation import EvaluationResult, Extractor, FrozenBackbone, LinearEvaluator, Task, read_task
 from singer_hf.evaluation.head_data import held_out_rows
 from singer_hf.evaluation.prepare import prepare
-from singer_hf.provenance import versions
+from singer_hf.records.provenance import versions
 
 CAMVID = Path(__file__).parents[1] / "examples" / "tasks" / "camvid.yaml"
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)

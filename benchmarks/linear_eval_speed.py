@@ -36,7 +36,7 @@ from singer_hf.data import DistillationDataset, EpochSampler, find_label_column,
 from singer_hf.evaluation import Extractor, FrozenBackbone, LinearEvaluator, Task
 from singer_hf.evaluation.labels import read_split_labels
 from singer_hf.evaluation.views import image_views
-from singer_hf.provenance import versions
+from singer_hf.records.provenance import versions
 
 
 class PlainLoop:

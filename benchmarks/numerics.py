@@ -27,7 +27,7 @@ from singer_hf import (
     load_vision_model,
 )
 from singer_hf.data import load_images
-from singer_hf.provenance import versions
+from singer_hf.records.provenance import versions
 
 RUNS = {"float32": {}, "bf16": {"bf16": True}, "compiled": {"torch_compile": True}}
 

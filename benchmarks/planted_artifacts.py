@@ -27,7 +27,7 @@ from digits_world import digits_datasets, pixels_and_labels, train_teacher  # no
 from singer_hf import VisionBackbone, vision_backbone  # noqa: E402
 from singer_hf.diagnosis import TeacherDiagnosis, diagnose_teacher, recommend  # noqa: E402
 from singer_hf.losses import patch_norms  # noqa: E402
-from singer_hf.provenance import versions  # noqa: E402
+from singer_hf.records.provenance import versions  # noqa: E402
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from transformers import ViTConfig, ViTModel
 
 from singer_hf import NullspaceLoraConfig, vision_backbone
 from singer_hf.objectives import DistillationStep, FitNetObjective, ViTKDObjective, objective_class
-from singer_hf.projectors import build_projector
+from singer_hf.objectives.projectors import build_projector
 
 VARIANTS = {"reference": ("singer_reference", "reference"), "paper": ("singer", "nullspace")}
 

@@ -36,7 +36,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
-from singer_hf.provenance import versions
+from singer_hf.records.provenance import versions
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDENT, CLASSIFIER, ADAPTER = "user/student", "user/classifier", "user/adapter"

@@ -34,7 +34,7 @@ from transformers import TrainerCallback
 
 from singer_hf.data import StreamingDistillationDataset, train_transform
 from singer_hf.data.training_stream import Dealing, StreamPosition, TrainingStream
-from singer_hf.provenance import versions
+from singer_hf.records.provenance import versions
 
 RESULTS = Path(__file__).parent / "results" / "reliability.json"
 

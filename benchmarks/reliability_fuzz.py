@@ -25,6 +25,8 @@ from safetensors import SafetensorError
 from transformers.hf_argparser import string_to_bool
 
 from singer_hf import DistillationArguments, load_vision_model
+from singer_hf.checkpoints.manifest import CheckpointError, verify_if_listed
+from singer_hf.checkpoints.resume import choose_checkpoint
 from singer_hf.command_line import parse_options
 from singer_hf.data import StreamingDistillationDataset, eval_transform, load_images
 from singer_hf.evaluation import EvaluationResult
@@ -33,11 +35,9 @@ from singer_hf.evaluation.head_file import HeadFile
 from singer_hf.evaluation.heads import LinearHeads
 from singer_hf.evaluation.labels import Labels
 from singer_hf.evaluation.task import read_task
-from singer_hf.manifest import CheckpointError, verify_if_listed
+from singer_hf.records.run_record import read_record
 from singer_hf.release.amend import amend, read_card
 from singer_hf.release.amend import sealed as sealed_card
-from singer_hf.resume import choose_checkpoint
-from singer_hf.run_record import read_record
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 sys.path.append(str(EXAMPLES))

@@ -23,7 +23,7 @@ from PIL import Image
 from transformers import TrainerCallback, ViTConfig, ViTImageProcessor, ViTModel
 
 from singer_hf import DistillationArguments, DistillationTrainer, NullspaceLoraConfig
-from singer_hf.resume import find_checkpoints
+from singer_hf.checkpoints.resume import find_checkpoints
 
 # datasets 5 sleeps 5 s behind each pass over several files, and a pass here takes a fraction of a second.
 datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0

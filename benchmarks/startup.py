@@ -30,7 +30,7 @@ from transformers import ViTConfig, ViTModel
 
 from singer_hf import NullspaceLoraConfig
 from singer_hf.nullspace import left_nullspace
-from singer_hf.provenance import versions
+from singer_hf.records.provenance import versions
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[1]

@@ -48,7 +48,7 @@ from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
 from singer_hf import DistillationArguments, DistillationTrainer, NullspaceLoraConfig
 from singer_hf.objectives import DistillationStep, objective_class
-from singer_hf.provenance import versions
+from singer_hf.records.provenance import versions
 
 # width, blocks, heads, patch size (Dosovitskiy et al. 2021, Table 1; Touvron et al. 2021, Table 1)
 SIZES = {

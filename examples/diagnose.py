@@ -29,7 +29,8 @@ from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from singer_hf import load_vision_model, vision_backbone
-from singer_hf.checkpoint import ADAPTER_FOLDER, OBJECTIVE_FILE
+from singer_hf.checkpoints.folder import ADAPTER_FOLDER, OBJECTIVE_FILE
+from singer_hf.checkpoints.manifest import verify_if_listed
 from singer_hf.command_line import errors_in_one_line, parse_options, setup
 from singer_hf.data import find_processor, load_images
 from singer_hf.diagnosis import (
@@ -46,8 +47,7 @@ from singer_hf.diagnosis import (
     report_sections,
 )
 from singer_hf.diagnosis.statistics import as_json
-from singer_hf.manifest import verify_if_listed
-from singer_hf.provenance import versions
+from singer_hf.records.provenance import versions
 
 
 @dataclass

@@ -42,7 +42,7 @@ from singer_hf.artifacts import peak_to_median
 from singer_hf.losses import patch_norms
 from singer_hf.planting import norm_profile
 from singer_hf.plots import NormPanel, patch_norms_figure
-from singer_hf.provenance import versions
+from singer_hf.records.provenance import versions
 
 STUDENT = StudentSize(hidden_size=64, num_hidden_layers=4, num_attention_heads=4)
 

@@ -28,10 +28,10 @@ from typing import Any, Optional
 
 from huggingface_hub import HfApi, ModelCard
 
+from singer_hf.checkpoints.manifest import MANIFEST, CheckpointError, verify_manifest
+from singer_hf.checkpoints.manifest import publish as keep
 from singer_hf.command_line import errors_in_one_line, parse_options, setup
 from singer_hf.evaluation import find_results
-from singer_hf.manifest import MANIFEST, CheckpointError, verify_manifest
-from singer_hf.manifest import publish as keep
 from singer_hf.release import (
     Destination,
     License,

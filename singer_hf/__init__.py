@@ -16,11 +16,11 @@ from .backbones import (
     supported_model_types,
     vision_backbone,
 )
-from .checkpoint import CheckpointError, load_distillation, save_distillation
+from .checkpoints.folder import CheckpointError, load_distillation, save_distillation
 from .distiller import Distiller
 from .dry_run import RunEstimate, estimate_run
 from .objectives import OBJECTIVES, Objective, register_objective
-from .run_record import RunRecord
+from .records.run_record import RunRecord
 from .trainer import DistillationTrainer
 
 __version__ = "0.1.0"

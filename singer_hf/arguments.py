@@ -9,12 +9,12 @@ from typing import Any, Optional, Union
 from transformers import TrainingArguments
 
 from .data.training_stream import STREAM_SPLITS
+from .faults.nonfinite import POLICIES
 from .layers import LAYER_MATCHINGS
-from .nonfinite import POLICIES
 from .objectives import objective_class
 from .objectives.base import check_quantile
-from .projectors import PROJECTORS
-from .target_normalization import TARGET_NORMALIZATIONS
+from .objectives.projectors import PROJECTORS
+from .objectives.target_normalization import TARGET_NORMALIZATIONS
 
 NORMALIZATIONS = ("own", "imagenet")
 

@@ -15,9 +15,9 @@ import yaml
 from safetensors import SafetensorError
 from transformers import HfArgumentParser
 
-from .manifest import CheckpointError
-from .run_record import is_record, read_record
-from .secrets import LEFT_OUT
+from .checkpoints.manifest import CheckpointError
+from .records.run_record import is_record, read_record
+from .records.secrets import LEFT_OUT
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from .backbones import vision_backbone
 from .data import PixelNormalization
 from .losses import gram_distance
 from .objectives import DistillationStep, Objective
-from .tokens import TokenAligner
+from .objectives.tokens import TokenAligner
 
 
 class Distiller(nn.Module):

@@ -24,24 +24,24 @@ from transformers import (
 from .adapter import NullspaceLoraConfig
 from .arguments import DistillationArguments
 from .backbones import load_vision_model
-from .checkpoint import load_distillation, save_distillation
-from .counters import load_counters, save_counters
+from .checkpoints.counters import load_counters, save_counters
+from .checkpoints.durable import DurableCheckpoints
+from .checkpoints.folder import load_distillation, save_distillation
+from .checkpoints.stream_resume import StreamResume
 from .data import DataPipeline, EpochSampler
 from .data.workers import worker_advice
 from .distiller import Distiller
-from .durable import DurableCheckpoints
-from .nonfinite import NonFiniteSteps, poisoned
+from .faults.nonfinite import NonFiniteSteps, poisoned
+from .faults.out_of_memory import memory_advice
+from .faults.stop_signals import StoppableTrainer, StopSignals
 from .objectives.build import build_objective
-from .out_of_memory import memory_advice
 from .preflight import check_metric, check_processes
 from .pushes import ReleasePushes
-from .run_record import RecordRun, RunRecord
+from .records.run_record import RecordRun, RunRecord
+from .records.secrets import without_tokens
 from .running_mean import RunningMean
 from .scores import knn_accuracy
-from .secrets import without_tokens
 from .sharded_teacher import shard_teacher
-from .stop_signals import StoppableTrainer, StopSignals
-from .stream_resume import StreamResume
 
 logger = logging.getLogger(__name__)
 

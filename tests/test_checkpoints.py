@@ -17,7 +17,7 @@ from transformers import (
 from singer_hf import (
     vision_backbone,
 )
-from singer_hf.run_record import RUN_FILE, read_record
+from singer_hf.records.run_record import RUN_FILE, read_record
 
 
 @pytest.mark.parametrize("objective", ["singer", "vitkd"])

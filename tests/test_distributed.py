@@ -16,7 +16,7 @@ from families import tiny_vit, vit_processor
 from images import image_dataset
 from safetensors.torch import load_file
 
-from singer_hf.manifest import verify_manifest
+from singer_hf.checkpoints.manifest import verify_manifest
 from singer_hf.preflight import check_launch, check_sharding
 from singer_hf.sharded_teacher import shard_teacher
 

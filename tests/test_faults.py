@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from singer_hf.data.errors import DataWorkerError
-from singer_hf.out_of_memory import memory_advice
-from singer_hf.stop_signals import RunStopped, leave_stopping_to_the_trainer
+from singer_hf.faults.out_of_memory import memory_advice
+from singer_hf.faults.stop_signals import RunStopped, leave_stopping_to_the_trainer
 
 ROOT = Path(__file__).parents[1]
 

@@ -12,7 +12,7 @@ from runs import assert_same_weights, trainer_of, weights
 from transformers import AutoModel
 
 from singer_hf import CheckpointError, durable, load_vision_model, manifest
-from singer_hf.manifest import (
+from singer_hf.checkpoints.manifest import (
     MANIFEST,
     DamagedCheckpointError,
     IncompleteCheckpointError,
@@ -21,7 +21,7 @@ from singer_hf.manifest import (
     verify_manifest,
     write_manifest,
 )
-from singer_hf.resume import choose_checkpoint
+from singer_hf.checkpoints.resume import choose_checkpoint
 
 SAVING = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6}
 

@@ -15,7 +15,7 @@ from singer_hf.objectives import (
     ViTKDObjective,
     objective_class,
 )
-from singer_hf.sample_noise import sample_noise
+from singer_hf.objectives.sample_noise import sample_noise
 
 PIXELS = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)).double()
 LAYERS = [1, 3]

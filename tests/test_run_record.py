@@ -13,7 +13,7 @@ from runs import arguments, assert_same_weights, trainer_of, weights
 
 from singer_hf import DistillationArguments
 from singer_hf.command_line import ConfigError, parse_options, read_config
-from singer_hf.run_record import RUN_FILE, RunRecord, given_options, read_record
+from singer_hf.records.run_record import RUN_FILE, RunRecord, given_options, read_record
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
 import distill  # noqa: E402
@@ -77,7 +77,7 @@ def test_a_stream_and_several_held_out_sets(tmp_path):
 
 def test_the_files_of_a_stream_are_recorded(tmp_path, monkeypatch):
     from singer_hf.data import loading
-    from singer_hf.run_record import _data
+    from singer_hf.records.run_record import _data
 
     for name, count in (("train-0", 8), ("train-1", 9), ("test-0", 4)):
         image_dataset(count).to_parquet(tmp_path / f"{name}.parquet")
@@ -94,7 +94,7 @@ def test_the_files_of_a_stream_are_recorded(tmp_path, monkeypatch):
 
 def test_the_commit_of_a_streamed_hub_dataset_is_noted():
     from singer_hf.data.loading import _sizes
-    from singer_hf.run_record import _data
+    from singer_hf.records.run_record import _data
 
     commit = "0123456789abcdef0123456789abcdef01234567"
     stream = image_dataset(4).to_iterable_dataset()
@@ -199,7 +199,7 @@ def test_unknown_options_of_a_record_are_refused(tmp_path, capsys):
 
 
 def test_the_commit_of_a_hub_dataset_is_found():
-    from singer_hf.run_record import _data
+    from singer_hf.records.run_record import _data
 
     dataset = image_dataset(4)
     commit = "0123456789abcdef0123456789abcdef01234567"

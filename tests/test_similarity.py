@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from singer_hf.similarity import LinearCKAStatistics, linear_cka
+from singer_hf.measures.similarity import LinearCKAStatistics, linear_cka
 
 
 def pair(n=40, d=7, other=5, mean=3.0):

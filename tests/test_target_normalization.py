@@ -6,7 +6,7 @@ from runs import trainer_of
 from test_objectives import LAYERS, expected_outlier, pair, refined_features, step_of
 
 from singer_hf.objectives import FitNetObjective, SingerObjective
-from singer_hf.target_normalization import layer_norm, target_normalization
+from singer_hf.objectives.target_normalization import layer_norm, target_normalization
 
 
 def naive(tokens):

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from singer_hf.backbones import TokenLayout
-from singer_hf.tokens import TokenAligner, resize_patches, shared_prefix
+from singer_hf.objectives.tokens import TokenAligner, resize_patches, shared_prefix
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from singer_hf.feature_loss import FeatureLoss
 from singer_hf.losses import full_precision, gram_loss
-from singer_hf.projectors import PROJECTORS
+from singer_hf.objectives.feature_loss import FeatureLoss
+from singer_hf.objectives.projectors import PROJECTORS
 
 
 def standardize(target: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ from transformers import AutoImageProcessor, ViTConfig, ViTModel
 from singer_hf import DistillationArguments, DistillationTrainer, NullspaceLoraConfig, load_vision_model
 from singer_hf.data import load_images
 from singer_hf.objectives import objective_class
-from singer_hf.provenance import versions
+from singer_hf.records.provenance import versions
 
 RESULTS = Path(__file__).parents[1] / "results" / "study"
 ADAPTER_OPTIONS = ("lora_r", "init_lora_weights", "fold_layer_norm")

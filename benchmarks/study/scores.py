@@ -76,7 +76,8 @@ def likeness(
     Returns:
         `gram_distance` (divided by the number of patches) and `cka` between the last blocks,
         `remaining_gradient_on_outliers` of the run's own feature loss in the last block (`None` without `own_loss`,
-        where a candidate stood in its place), and by distilled layer `energy`, the shares E_prob and E_safe of Φ_up and Φ_down.
+        where a candidate stood in its place), and by distilled layer `energy`, the shares E_prob and E_safe of Φ_up
+        and Φ_down.
     """
     model = load_vision_model(str(teacher), dtype="float32").to(device).eval()
     own = load_vision_model(str(student), dtype="float32").to(device).eval()

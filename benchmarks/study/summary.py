@@ -2,7 +2,7 @@
 
     python benchmarks/study/summary.py benchmarks/results/study/cpu
 
-Writes `summary.json` beside the grid's folder: a list of rows, each a cell (teacher, recipe) and a score, with mean and
+Writes `summary.json` beside the grid's folder: rows, each of a cell (teacher, recipe) and a score, with mean and
 standard deviation over seeds, and the paired differences from FitNet, and from FitNet with normalised targets, of the
 same teacher with their 95 % intervals. Prints Markdown tables, and draws `docs/images/study_<grid>.png`.
 

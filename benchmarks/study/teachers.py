@@ -15,7 +15,7 @@ from transformers import ViTForImageClassification, ViTImageProcessor
 
 from singer_hf.data import DistillationDataset, PixelNormalization, eval_transform, load_images
 from singer_hf.planting import norm_profile, plant_artifacts
-from singer_hf.provenance import versions
+from singer_hf.records.provenance import versions
 
 REPORT = "teachers.json"
 

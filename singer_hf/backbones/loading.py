@@ -16,7 +16,7 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from ..manifest import verify_if_listed
+from ..checkpoints.manifest import verify_if_listed
 
 # A checkpoint of both towers: AutoModel would build the text tower too.
 _VISION_TOWERS = {"clip": CLIPVisionModel, "siglip": SiglipVisionModel}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ..similarity import LinearCKAStatistics
+from ..measures.similarity import LinearCKAStatistics
 
 PATCHES_PER_CHANNEL = 5
 """Least number of patches for each channel of the wider features. CKA of n independent normal features of width d is

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from ..backbones import VisionBackbone
-from ..checkpoint import OBJECTIVE_FILE
+from ..checkpoints.folder import OBJECTIVE_FILE
+from ..checkpoints.manifest import verify_if_listed
 from ..layers import match_layers
-from ..manifest import verify_if_listed
 from ..objectives import OBJECTIVES
 from .refinement import Refinement
 from .student import StudentFit

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..backbones import VisionBackbone
 from ..losses import full_precision, patch_norms
+from ..measures.similarity import LinearCKAStatistics
 from ..nullspace import initial_basis
-from ..similarity import LinearCKAStatistics
 from .cka import trusted_cka
 from .effect import patch_cosine
 from .jacobian import PRODUCTS_PER_WIDTH, jacobian_nullspace, mean_outer_product

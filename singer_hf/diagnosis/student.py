@@ -13,9 +13,9 @@ from ..artifacts import image_peaks
 from ..backbones import VisionBackbone
 from ..layers import match_layers
 from ..losses import full_precision, gram_distance, patch_norms
-from ..similarity import LinearCKAStatistics
-from ..target_normalization import target_normalization
-from ..tokens import TokenAligner
+from ..measures.similarity import LinearCKAStatistics
+from ..objectives.target_normalization import target_normalization
+from ..objectives.tokens import TokenAligner
 from .cka import trusted_cka
 from .gradient_share import RunningShare
 from .outliers import PatchNorms, find_outliers

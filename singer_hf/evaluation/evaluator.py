@@ -15,7 +15,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from ..metrics import TopKAccuracy
-from ..provenance import versions
+from ..records.provenance import versions
 from ..scores import knn_votes
 from .extraction import Extractor, annotated_images, check_annotations
 from .fit import fit_head, score_heads

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from transformers import AutoImageProcessor
 
 from ..backbones import check_layers, load_vision_model, vision_backbone
+from ..checkpoints.manifest import verify_if_listed
 from ..data import PixelNormalization, find_processor, input_size, processor_for
-from ..manifest import verify_if_listed
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 POOLINGS = ("auto", "cls", "mean")

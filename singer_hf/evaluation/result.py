@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ..sealed import unsealed, write_sealed
+from ..checkpoints.sealed import unsealed, write_sealed
 
 SCHEMA = 1
 """Raised when a field changes its meaning."""

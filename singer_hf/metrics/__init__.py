@@ -1,7 +1,6 @@
 """Metrics of distilled students as `evaluate.Metric`s, without the network.
 
-The functions behind them lie in modules that do not import evaluate: `singer_hf.label_rank`, `singer_hf.iou`,
-`singer_hf.depth_error`, `singer_hf.losses` and `singer_hf.similarity`.
+The functions behind them lie in modules that do not import evaluate: `singer_hf.measures` and `singer_hf.losses`.
 """
 
 from .depth_error import DepthError

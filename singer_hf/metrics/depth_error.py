@@ -9,7 +9,7 @@ import datasets
 import evaluate
 import torch
 
-from ..depth_error import depth_scores, depth_sums
+from ..measures.depth_error import depth_scores, depth_sums
 from .base import StatisticsMetric
 from .inputs import stacks
 

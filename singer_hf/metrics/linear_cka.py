@@ -9,7 +9,7 @@ import datasets
 import evaluate
 import torch
 
-from ..similarity import LinearCKAStatistics
+from ..measures.similarity import LinearCKAStatistics
 from .base import StatisticsMetric
 from .inputs import as_tensor
 

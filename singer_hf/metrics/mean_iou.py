@@ -9,7 +9,7 @@ import datasets
 import evaluate
 import torch
 
-from ..iou import class_counts, segmentation_scores
+from ..measures.iou import class_counts, segmentation_scores
 from .base import StatisticsMetric
 from .inputs import stacks
 

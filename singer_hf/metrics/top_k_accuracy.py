@@ -9,7 +9,7 @@ import datasets
 import evaluate
 import torch
 
-from ..label_rank import label_rank
+from ..measures.label_rank import label_rank
 from .base import StatisticsMetric
 from .inputs import as_tensor
 

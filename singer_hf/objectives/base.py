@@ -13,7 +13,7 @@ from ..artifacts import outlier_norm_share, peak_to_median
 from ..backbones import Features, VisionBackbone
 from ..layers import match_layers
 from ..losses import patch_norms
-from ..tokens import TokenAligner
+from .tokens import TokenAligner
 
 if TYPE_CHECKING:
     from ..arguments import DistillationArguments

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import nn
 
-from ..feature_loss import FeatureLoss
-from ..projectors import build_projector
 from .base import DistillationStep, Objective, ObjectiveOutput, artifact_statistics, register_objective
+from .feature_loss import FeatureLoss
+from .projectors import build_projector
 
 
 @register_objective

@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..feature_loss import FeatureLoss
 from ..layers import default_teacher_layers
 from ..losses import gram_loss, kd_loss, outlier_loss, patch_norms
-from ..projectors import build_projector
 from .base import DistillationStep, Objective, ObjectiveOutput, artifact_statistics, register_objective
+from .feature_loss import FeatureLoss
+from .projectors import build_projector
 
 
 @register_objective

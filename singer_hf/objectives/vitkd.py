@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ..losses import full_precision
-from ..projectors import build_projector
-from ..sample_noise import sample_noise
 from .base import DistillationStep, Objective, ObjectiveOutput, artifact_statistics, register_objective
+from .projectors import build_projector
+from .sample_noise import sample_noise
 
 
 @register_objective

@@ -17,7 +17,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-from ..secrets import redacted
+from ..records.secrets import redacted
 from .patience import patiently, reason, retry_after
 
 

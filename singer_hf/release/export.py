@@ -21,10 +21,10 @@ from transformers import AutoModelForImageClassification, PreTrainedModel
 from ..adapter.peft_type import RELEASED_NAME
 from ..backbones import load_vision_model, vision_backbone
 from ..backbones.loading import without_pooler
-from ..checkpoint import ADAPTER_FOLDER
+from ..checkpoints.folder import ADAPTER_FOLDER
+from ..checkpoints.manifest import verify_if_listed
 from ..data import find_processor, input_size, processor_to_save
 from ..evaluation.frozen import weights_fingerprint
-from ..manifest import verify_if_listed
 
 
 class ExportError(ValueError):

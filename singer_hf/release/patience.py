@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from huggingface_hub.errors import HTTPError
 
-from ..secrets import redacted
+from ..records.secrets import redacted
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")

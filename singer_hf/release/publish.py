@@ -14,7 +14,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.errors import BadRequestError
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
 
-from ..secrets import SecretFound, check_no_tokens
+from ..records.secrets import SecretFound, check_no_tokens
 from .destination import Destination, NotSent, PublishError, errors_explained, make_repository
 from .patience import patiently, reason
 from .published import Published, check_free, look_up

@@ -12,8 +12,8 @@ from typing import Any
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from ..run_record import RUN_FILE, read_record
-from ..secrets import without_tokens
+from ..records.run_record import RUN_FILE, read_record
+from ..records.secrets import without_tokens
 
 
 class RecordError(ValueError):

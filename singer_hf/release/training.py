@@ -12,9 +12,9 @@ from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi, ModelCard
 
-from ..checkpoint import ADAPTER_FOLDER, OBJECTIVE_FILE
-from ..run_record import RUN_FILE
-from ..secrets import without_tokens
+from ..checkpoints.folder import ADAPTER_FOLDER, OBJECTIVE_FILE
+from ..records.run_record import RUN_FILE
+from ..records.secrets import without_tokens
 from .amend import amend, is_as_generated, read_card
 from .destination import Destination, PublishError
 from .export import export_adapter

@@ -7,7 +7,7 @@ from singer_hf import vision_backbone
 from singer_hf.diagnosis import BASES, measure_perturbations
 from singer_hf.diagnosis.jacobian import mean_outer_product
 from singer_hf.diagnosis.perturbation import BasisContext, random_perturbation
-from singer_hf.similarity import linear_cka
+from singer_hf.measures.similarity import linear_cka
 
 
 def test_perturbations_lie_in_the_basis_and_have_the_size_asked_for():

@@ -7,8 +7,8 @@ from singer_hf import vision_backbone
 from singer_hf.diagnosis import Refinement, StudentFit, diagnose_teacher, measure_student
 from singer_hf.diagnosis.gradient_share import outlier_gradient_share, outlier_loss_share
 from singer_hf.losses import gram_distance
-from singer_hf.similarity import linear_cka
-from singer_hf.target_normalization import target_normalization
+from singer_hf.measures.similarity import linear_cka
+from singer_hf.objectives.target_normalization import target_normalization
 
 
 @pytest.fixture

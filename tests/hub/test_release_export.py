@@ -16,9 +16,9 @@ from transformers import (
 )
 
 from singer_hf import StudentSize, build_student, vision_backbone
+from singer_hf.checkpoints.manifest import DamagedCheckpointError
 from singer_hf.data import processor_to_save
 from singer_hf.evaluation import FrozenBackbone
-from singer_hf.manifest import DamagedCheckpointError
 from singer_hf.release import (
     CardFacts,
     ExportError,

@@ -7,10 +7,10 @@ import pytest
 from huggingface_hub import HfApi, ModelCard
 from runs import trainer_of
 
+from singer_hf.records.secrets import without_tokens
 from singer_hf.release import Destination, PublishError, ResultsError, training
 from singer_hf.release.destination import make_repository
 from singer_hf.release.training import card_facts, publish_checkpoint
-from singer_hf.secrets import without_tokens
 
 STUDENT = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"}
 BESIDE = {"adapter/adapter_config.json", "adapter/adapter_model.safetensors", "distillation.safetensors"}

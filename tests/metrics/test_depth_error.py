@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.metrics import mean_absolute_percentage_error, root_mean_squared_error
 
-from singer_hf.depth_error import depth_scores, depth_sums, valid_depth
+from singer_hf.measures.depth_error import depth_scores, depth_sums, valid_depth
 from singer_hf.metrics import DepthError
 
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from singer_hf.measures.similarity import linear_cka
 from singer_hf.metrics import LinearCKA
-from singer_hf.similarity import linear_cka
 
 
 def test_batches_give_the_value_of_all_samples():

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 from sklearn.metrics import accuracy_score, jaccard_score, recall_score
 
-from singer_hf.iou import class_counts, iou_from_counts, segmentation_scores
+from singer_hf.measures.iou import class_counts, iou_from_counts, segmentation_scores
 from singer_hf.metrics import MeanIoU
 
 LABELS = 6

@@ -3,7 +3,7 @@ import pytest
 import torch
 from sklearn.metrics import top_k_accuracy_score
 
-from singer_hf.label_rank import label_rank
+from singer_hf.measures.label_rank import label_rank
 from singer_hf.metrics import TopKAccuracy
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .losses import full_precision
+from ..losses import full_precision
 
 DELTA = 1.25
 

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from .arguments import DistillationArguments
+    from ..arguments import DistillationArguments
 
 logger = logging.getLogger(__name__)
 

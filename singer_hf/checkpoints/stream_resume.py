@@ -11,10 +11,10 @@ from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 
-from .data import TrainingStream
-from .data.training_stream import StreamLoader, StreamPosition
+from ..data import TrainingStream
+from ..data.training_stream import StreamLoader, StreamPosition
+from ..faults.stop_signals import leave_stopping_to_the_trainer
 from .manifest import CheckpointError
-from .stop_signals import leave_stopping_to_the_trainer
 
 
 class StreamResume(Trainer):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .backbones import TokenLayout
+from ..backbones import TokenLayout
 
 
 def shared_prefix(student: TokenLayout, teacher: TokenLayout) -> tuple[list[int], list[int]]:

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .distiller import Distiller
+from ..distiller import Distiller
 from .manifest import CheckpointError, verify_if_listed, write_manifest
 
 logger = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .losses import kd_loss
+from ..losses import kd_loss
 from .target_normalization import target_normalization
 
 

@@ -37,8 +37,8 @@ from peft import PeftModel
 from torch import nn
 from transformers import TrainerCallback, TrainingArguments
 
+from ..checkpoints.sealed import SEAL, unsealed, write_sealed
 from .provenance import versions
-from .sealed import SEAL, unsealed, write_sealed
 from .secrets import without_tokens
 
 RUN_FILE = "run.json"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from .arguments import DistillationArguments
+    from ..arguments import DistillationArguments
 
 _RAN_OUT = "Memory ran out. In this order: "
 

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 
-from .resume import find_checkpoints
+from ..checkpoints.resume import find_checkpoints
 
 logger = logging.getLogger(__name__)
 

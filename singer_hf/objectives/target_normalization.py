@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor
 
-from .losses import full_precision
+from ..losses import full_precision
 
 
 def unchanged(target: Tensor) -> Tensor:

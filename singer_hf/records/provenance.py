@@ -12,7 +12,7 @@ _PACKAGES = ("torch", "torchvision", "transformers", "accelerate", "peft", "data
 
 def versions() -> dict[str, str | None]:
     """Versions of Python and of the packages that numbers depend on, and this package's version and commit."""
-    from . import __version__
+    from .. import __version__
 
     return {"singer_hf": __version__, "python": platform.python_version(), "commit": commit()} | {
         package: version(package) for package in _PACKAGES
