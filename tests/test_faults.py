@@ -123,7 +123,7 @@ def test_a_second_interrupt_stops_at_once(tmp_path):
 def test_workers_survive_the_signal_that_is_meant_for_the_run():
     code = (
         "import os, signal, time\n"
-        "from singer_hf.stop_signals import leave_stopping_to_the_trainer as init\n"
+        "from singer_hf.faults.stop_signals import leave_stopping_to_the_trainer as init\n"
         "init(None, 0)\n"
         "os.kill(os.getpid(), signal.SIGTERM); print('alive', flush=True)\n"
         "os.kill(os.getpid(), signal.SIGTERM); print('still', flush=True)\n"

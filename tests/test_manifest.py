@@ -11,7 +11,8 @@ import pytest
 from runs import assert_same_weights, trainer_of, weights
 from transformers import AutoModel
 
-from singer_hf import CheckpointError, durable, load_vision_model, manifest
+from singer_hf import CheckpointError, load_vision_model
+from singer_hf.checkpoints import durable, manifest
 from singer_hf.checkpoints.manifest import (
     MANIFEST,
     DamagedCheckpointError,
