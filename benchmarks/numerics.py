@@ -2,8 +2,9 @@
 
     python benchmarks/numerics.py "tiny-imagenet/train-00000*.parquet" --output benchmarks/results/numerics_cpu.json
 
-The teacher is the small ViT of real_images.py, with and without planted artifacts: the planted detector of background
-patches is a steep function, of which bf16 sees another value than float32. Every run starts from the same weights and
+Teachers are those of `--teachers` (folders, e.g. the study's), else the small ViT of real_images.py with and without
+planted artifacts, trained here. The planted detector of background patches is a steep function, of which bf16 sees
+another value than float32. Every run starts from the same weights and
 sees the same views in the same order; each optimizes by its own gradients. Of each logged loss and term the largest
 and the mean relative difference from the float32 run over the steps are recorded, and of its mean over all steps too.
 """
@@ -32,10 +33,12 @@ from singer_hf.records.provenance import versions
 RUNS = {"float32": {}, "bf16": {"bf16": True}, "compiled": {"torch_compile": True}}
 
 
-def losses(data: str, folder: Path, args: argparse.Namespace, **options) -> list[dict[str, float]]:
+def losses(
+    data: str, teacher_folder: Path, folder: Path, args: argparse.Namespace, **options
+) -> list[dict[str, float]]:
     """The loss and its terms at every step of one run."""
     torch.manual_seed(0)
-    teacher = load_vision_model(str(folder / "teacher"))
+    teacher = load_vision_model(str(teacher_folder), dtype="float32")
     trainer = DistillationTrainer(
         build_student(teacher.config, args.student),
         teacher,
@@ -50,7 +53,7 @@ def losses(data: str, folder: Path, args: argparse.Namespace, **options) -> list
             **options,
         ),
         train_dataset=load_images(data, split="train", max_samples=args.images),
-        processing_class=ViTImageProcessor.from_pretrained(folder / "teacher"),
+        processing_class=ViTImageProcessor.from_pretrained(teacher_folder),
         peft_config=NullspaceLoraConfig(r=16),
     )
     trainer.train()
@@ -81,22 +84,27 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2000, help="images to train on (default: 2000)")
     parser.add_argument("--student", default="tiny", help="size of the student (default: tiny)")
     parser.add_argument("--epochs", type=int, default=2, help="epochs of the teacher's own training (default: 2)")
+    parser.add_argument("--teachers", nargs="+", type=Path, default=[], help="folders (default: two are trained)")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         result: dict = {"teacher": {}, "differences": {}, "losses": {}}
-        for kind in ("clean", "artifacts"):
-            result["teacher"][kind] = make_teacher(
-                args.data, folder / "teacher", epochs=args.epochs, max_images=args.images, plant=kind == "artifacts"
-            )
-            runs = {name: losses(args.data, folder, args, **options) for name, options in RUNS.items()}
+        teachers = {path.name: path for path in args.teachers}
+        if not teachers:
+            for kind in ("clean", "artifacts"):
+                teachers[kind] = folder / kind
+                result["teacher"][kind] = make_teacher(
+                    args.data, folder / kind, epochs=args.epochs, max_images=args.images, plant=kind == "artifacts"
+                )
+        for kind, teacher in teachers.items():
+            runs = {name: losses(args.data, teacher, folder, args, **options) for name, options in RUNS.items()}
             result["losses"][kind] = runs
             result["differences"][kind] = {
                 name: differences(run, runs["float32"]) for name, run in runs.items() if name != "float32"
             }
     result |= {
-        "config": {name: value for name, value in vars(args).items() if name != "output"},
+        "config": {name: value for name, value in vars(args).items() if name not in ("output", "teachers", "data")},
         "versions": versions(),
     }
     print(json.dumps(result["differences"], indent=1))

@@ -63,6 +63,8 @@ class CandidateLoss(FeatureLoss):
         criterion: a name in `CRITERIA`.
         prefix_share: share of the loss that prefix tokens (CLS) have; default: their share of the tokens.
         relation_weight: of the Gram matrices of projected patches against the target's.
+        detach_target: whether the adapter learns from L_outlier and L_info alone, so that it cannot make its target
+            easier for the student; the paper trains all jointly.
     """
 
     def __init__(
@@ -73,12 +75,16 @@ class CandidateLoss(FeatureLoss):
         criterion: str = "mse",
         prefix_share: float | None = None,
         relation_weight: float = 0.0,
+        detach_target: bool = False,
     ):
         super().__init__(normalize_target)
         self.transform = TRANSFORMS[transform] if transform else None
         self.criterion, self.prefix_share, self.relation_weight = CRITERIA[criterion], prefix_share, relation_weight
+        self.detach_target = detach_target
 
     def forward(self, projected: Tensor, target: Tensor, num_prefix_tokens: int) -> Tensor:
+        if self.detach_target:
+            target = target.detach()
         projected, target = full_precision(projected), full_precision(self.normalize_target(target))
         if self.transform is not None:
             target = self.transform(target)
