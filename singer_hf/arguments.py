@@ -13,6 +13,7 @@ from .faults.nonfinite import POLICIES
 from .layers import LAYER_MATCHINGS
 from .objectives import objective_class
 from .objectives.base import check_quantile
+from .objectives.feature_loss import check_mask_ratio
 from .objectives.projectors import PROJECTORS
 from .objectives.target_normalization import TARGET_NORMALIZATIONS
 
@@ -84,6 +85,13 @@ class DistillationArguments(TrainingArguments):
         metadata={
             "help": "singer, fitnet: none (paper), or layer_norm: the student learns each token with mean 0 and "
             "variance 1 over its channels."
+        },
+    )
+    outlier_mask_ratio: Optional[float] = field(
+        default=None,
+        metadata={
+            "help": "singer, fitnet: patches of the target above so many times the batch's median norm are left out "
+            "of the feature loss, e.g. 2.0. Default: none are (paper)."
         },
     )
     vitkd_mimicking_weight: float = field(default=3e-5, metadata={"help": "vitkd: α (official: 3e-5)."})
@@ -183,6 +191,7 @@ class DistillationArguments(TrainingArguments):
     def _validate(self) -> None:
         objective_class(self.objective)
         check_quantile(self.outlier_quantile)
+        check_mask_ratio(self.outlier_mask_ratio)
         _one_of("projector", self.projector, PROJECTORS)
         _one_of("target_normalization", self.target_normalization, TARGET_NORMALIZATIONS)
         _one_of("normalization", self.normalization, NORMALIZATIONS)

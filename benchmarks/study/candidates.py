@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from singer_hf.losses import full_precision, gram_loss
+from singer_hf.losses import full_precision, gram_loss, patch_norms
 from singer_hf.objectives.feature_loss import FeatureLoss
 from singer_hf.objectives.projectors import PROJECTORS
 
@@ -35,17 +35,22 @@ def whiten(target: Tensor) -> Tensor:
     return (target - flat.mean(0)) @ (vectors * (values + 1e-2 * values.mean()).rsqrt()) @ vectors.T
 
 
-def clip_norms(target: Tensor) -> Tensor:
-    """No token longer than the median of its image: refinement in closed form, without an adapter."""
-    norms = torch.linalg.vector_norm(target, dim=-1, keepdim=True)
-    return target * (norms.median(dim=1, keepdim=True).values / norms).clamp(max=1)
-
-
 TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "standardize": standardize,
     "whiten": whiten,
-    "clip_norms": clip_norms,
 }
+
+
+def median_ratio(target: Tensor, num_prefix_tokens: int) -> Tensor:
+    """(B, N, d) -> (B, N): each token's norm in multiples of the batch's median patch norm; 1 for prefix tokens.
+
+    Of the batch, not of the image: in images of much plain background most patches may be artifacts.
+    """
+    norms = patch_norms(target[:, num_prefix_tokens:].detach())
+    ratio = norms / norms.median()
+    return F.pad(ratio, (num_prefix_tokens, 0), value=1.0)
+
+
 CRITERIA: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mse": lambda projected, target: (projected - target).square().mean(-1),
     "smooth_l1": lambda projected, target: F.smooth_l1_loss(projected, target, reduction="none").mean(-1),
@@ -62,6 +67,9 @@ class CandidateLoss(FeatureLoss):
         transform: a name in `TRANSFORMS`, applied to the normalised target.
         criterion: a name in `CRITERIA`.
         prefix_share: share of the loss that prefix tokens (CLS) have; default: their share of the tokens.
+        clip_ratio: patches longer than so many medians of the batch are scaled down to that: refinement without an
+            adapter.
+        mask_ratio: such patches are left out of the loss: what the student puts there, it is not told.
         relation_weight: of the Gram matrices of projected patches against the target's.
         detach_target: whether the adapter learns from L_outlier and L_info alone, so that it cannot make its target
             easier for the student; the paper trains all jointly.
@@ -74,26 +82,38 @@ class CandidateLoss(FeatureLoss):
         transform: str | None = None,
         criterion: str = "mse",
         prefix_share: float | None = None,
+        clip_ratio: float | None = None,
+        mask_ratio: float | None = None,
         relation_weight: float = 0.0,
         detach_target: bool = False,
     ):
         super().__init__(normalize_target)
         self.transform = TRANSFORMS[transform] if transform else None
         self.criterion, self.prefix_share, self.relation_weight = CRITERIA[criterion], prefix_share, relation_weight
-        self.detach_target = detach_target
+        self.detach_target, self.clip_ratio, self.mask_ratio = detach_target, clip_ratio, mask_ratio
 
     def forward(self, projected: Tensor, target: Tensor, num_prefix_tokens: int) -> Tensor:
         if self.detach_target:
             target = target.detach()
+        ratio = median_ratio(target, num_prefix_tokens)
+        if self.clip_ratio is not None:
+            target = target * (self.clip_ratio / ratio).clamp(max=1)[..., None]
         projected, target = full_precision(projected), full_precision(self.normalize_target(target))
         if self.transform is not None:
             target = self.transform(target)
-        tokens = self.criterion(projected, target)
+        tokens, weight = self.criterion(projected, target), torch.ones_like(ratio)
+        if self.mask_ratio is not None:
+            weight = (ratio <= self.mask_ratio).to(tokens.dtype)
         if self.prefix_share is None:
-            loss = tokens.mean()
+            loss = (weight * tokens).sum() / weight.sum()
         else:
-            prefix, patches = tokens[:, :num_prefix_tokens].mean(), tokens[:, num_prefix_tokens:].mean()
-            loss = self.prefix_share * prefix + (1 - self.prefix_share) * patches
+            prefix, patches, kept = (
+                tokens[:, :num_prefix_tokens],
+                tokens[:, num_prefix_tokens:],
+                weight[:, num_prefix_tokens:],
+            )
+            loss = self.prefix_share * prefix.mean()
+            loss = loss + (1 - self.prefix_share) * (kept * patches).sum() / kept.sum()
         if self.relation_weight:
             loss = loss + self.relation_weight * gram_loss(
                 projected[:, num_prefix_tokens:], target[:, num_prefix_tokens:]

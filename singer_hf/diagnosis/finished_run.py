@@ -16,6 +16,7 @@ from ..checkpoints.folder import OBJECTIVE_FILE
 from ..checkpoints.manifest import verify_if_listed
 from ..layers import match_layers
 from ..objectives import OBJECTIVES
+from ..objectives.feature_loss import FeatureLoss
 from .refinement import Refinement
 from .student import StudentFit
 
@@ -53,7 +54,8 @@ def load_fit(
         projectors[layer] = torch.nn.Linear(matrix.shape[1], matrix.shape[0])
         projectors[layer].load_state_dict({"weight": matrix.float(), "bias": bias.float()})
         projectors[layer].to(weight.device)
-    return StudentFit(projectors, pairs, targets, recorded.get("target_normalization") or "none")
+    loss = FeatureLoss(recorded.get("target_normalization") or "none", recorded.get("outlier_mask_ratio"))
+    return StudentFit(projectors, pairs, targets, loss)
 
 
 def _recorded(folder: Path) -> dict[str, Any]:

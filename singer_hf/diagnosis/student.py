@@ -14,7 +14,7 @@ from ..backbones import VisionBackbone
 from ..layers import match_layers
 from ..losses import full_precision, gram_distance, patch_norms
 from ..measures.similarity import LinearCKAStatistics
-from ..objectives.target_normalization import target_normalization
+from ..objectives.feature_loss import FeatureLoss
 from ..objectives.tokens import TokenAligner
 from .cka import trusted_cka
 from .gradient_share import RunningShare
@@ -33,7 +33,7 @@ class StudentFit:
         projectors: teacher layer -> P_l.
         student_layers: teacher layer -> student layer that it was trained with, for every projector.
         targets: teacher layer -> refinement of the target; empty for a run without adapter.
-        normalize_target: what the run did to its targets, a name in `TARGET_NORMALIZATIONS`.
+        feature_loss: what the run compared its tokens by.
 
     Raises:
         ValueError: projectors and pairs of different layers.
@@ -42,7 +42,7 @@ class StudentFit:
     projectors: Mapping[int, nn.Module]
     student_layers: Mapping[int, int]
     targets: Mapping[int, Refinement] = field(default_factory=dict)
-    normalize_target: str = "none"
+    feature_loss: FeatureLoss = field(default_factory=FeatureLoss)
 
     def __post_init__(self):
         if set(self.projectors) != set(self.student_layers):
@@ -79,7 +79,7 @@ class _Pair:
         self.layer, self.student_layer, self.refinement, self.diagnosis = layer, student_layer, refinement, diagnosis
         self.projector = None if fit is None else fit.projectors[layer]
         self.target = None if fit is None else fit.targets.get(layer)
-        self.normalize_target = None if fit is None else target_normalization(fit.normalize_target)
+        self.feature_loss = None if fit is None else fit.feature_loss
         self.loss_share, self.gradient_share = RunningShare(), RunningShare()
         self.gram, self.gram_refined = LogHistogram(), LogHistogram()
         self.cka = LinearCKAStatistics(*widths)
@@ -95,7 +95,8 @@ class _Pair:
         if self.projector is not None:
             outliers = self.diagnosis.is_outlier(self.layer, patch_norms(teacher))
             target = full_precision(teacher if self.target is None else self.target(teacher))
-            residuals = patch_norms(self.projector(full_precision(student)) - self.normalize_target(target))
+            projected, target = self.feature_loss.compared(self.projector(full_precision(student)), target, 0)
+            residuals = patch_norms(projected - target)
             self.gradient_share.add(residuals, outliers)
             self.loss_share.add(residuals.square(), outliers)
         norms = patch_norms(own)

@@ -1,10 +1,12 @@
-"""What a student's tokens are compared with the teacher's by: L_KD of one layer, and its option beyond the paper."""
+"""What a student's tokens are compared with the teacher's by: L_KD of one layer, and its options beyond the paper."""
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..losses import kd_loss
+from ..losses import full_precision, kd_loss, patch_norms
 from .target_normalization import target_normalization
 
 
@@ -13,15 +15,44 @@ class FeatureLoss(nn.Module):
 
     Args:
         normalize_target: a name in `TARGET_NORMALIZATIONS`; "none" in the paper.
+        mask_ratio: patches of the target longer than so many times the batch's median patch norm add nothing to the
+            loss: what the student puts there, it is not told. Of the batch, since most patches of one image may be
+            artifacts. `None` in the paper: every token counts. Ours; where no patch is that long the loss is the
+            paper's to the bit.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, a ratio of 1 or less (which would mask half of the patches of any image).
     """
 
-    def __init__(self, normalize_target: str = "none"):
+    def __init__(self, normalize_target: str = "none", mask_ratio: float | None = None):
         super().__init__()
+        check_mask_ratio(mask_ratio)
         self.normalize_target = target_normalization(normalize_target)
+        self.mask_ratio = mask_ratio
 
     def forward(self, projected: Tensor, target: Tensor, num_prefix_tokens: int) -> Tensor:
         """The scalar loss of (B, N, d) projected student tokens and teacher tokens, prefix tokens first."""
-        return kd_loss(projected, self.normalize_target(target))
+        return kd_loss(*self.compared(projected, target, num_prefix_tokens))
+
+    def compared(self, projected: Tensor, target: Tensor, num_prefix_tokens: int) -> tuple[Tensor, Tensor]:
+        """The two features that the loss compares: the target normalised, the projected one equal to it where masked.
+
+        Masked tokens stay in the mean's count, which is then the same in every process.
+        """
+        normalized = self.normalize_target(target)
+        if self.mask_ratio is None:
+            return projected, normalized
+        kept = self._kept(target.detach(), num_prefix_tokens)[..., None]
+        return torch.where(kept, full_precision(projected), full_precision(normalized)), normalized
+
+    def _kept(self, target: Tensor, num_prefix_tokens: int) -> Tensor:
+        """(B, N, d) -> (B, N), False for patches of too high a norm."""
+        norms = patch_norms(target[:, num_prefix_tokens:])
+        kept = norms <= self.mask_ratio * norms.median()
+        return F.pad(kept, (num_prefix_tokens, 0), value=True)
+
+
+def check_mask_ratio(ratio: float | None) -> None:
+    """Raises ValueError unless it is `None` or above 1."""
+    if ratio is not None and not ratio > 1:
+        raise ValueError(f"outlier_mask_ratio is a multiple of the median norm and must be above 1, got {ratio}.")

@@ -20,7 +20,7 @@ class FitNetObjective(Objective):
     Args:
         teacher, student, and the options of every objective: see [`Objective`].
         projector: a name in `PROJECTORS`.
-        normalize_target: a name in `TARGET_NORMALIZATIONS`, applied to F; "none" in the paper's baseline.
+        normalize_target, outlier_mask_ratio: of the loss, applied to F: see [`FeatureLoss`].
     """
 
     name = "fitnet"
@@ -32,10 +32,11 @@ class FitNetObjective(Objective):
         *,
         projector: str = "linear",
         normalize_target: str = "none",
+        outlier_mask_ratio: float | None = None,
         **common: Any,
     ):
         super().__init__(teacher, student, **common)
-        self.feature_loss = FeatureLoss(normalize_target)
+        self.feature_loss = FeatureLoss(normalize_target, outlier_mask_ratio)
         self.projectors = nn.ModuleDict(
             {
                 str(layer): build_projector(projector, student.hidden_size, teacher.hidden_size)
@@ -53,6 +54,7 @@ class FitNetObjective(Objective):
         return {
             "projector": args.projector,
             "normalize_target": args.target_normalization,
+            "outlier_mask_ratio": args.outlier_mask_ratio,
         }
 
     def forward(self, step: DistillationStep) -> ObjectiveOutput:

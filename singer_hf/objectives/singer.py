@@ -26,7 +26,7 @@ class SingerObjective(Objective):
         outlier_weight: λ_outlier, 0.01 in the paper.
         info_weight: λ_info, 1.0 in the paper.
         projector: a name in `PROJECTORS`.
-        normalize_target: a name in `TARGET_NORMALIZATIONS`, applied to F̂ in L_KD alone; "none" in the paper.
+        normalize_target, outlier_mask_ratio: of L_KD alone, applied to F̂: see [`FeatureLoss`].
 
     Raises:
         ValueError: α outside (0, 1), a negative weight, a distilled layer that carries no adapter.
@@ -46,10 +46,11 @@ class SingerObjective(Objective):
         info_weight: float = 1.0,
         projector: str = "linear",
         normalize_target: str = "none",
+        outlier_mask_ratio: float | None = None,
         **common: Any,
     ):
         super().__init__(teacher, student, **common)
-        self.feature_loss = FeatureLoss(normalize_target)
+        self.feature_loss = FeatureLoss(normalize_target, outlier_mask_ratio)
         self.weights = {"kd": kd_weight, "outlier": outlier_weight, "info": info_weight}
         for term, weight in self.weights.items():
             if weight < 0:
@@ -79,6 +80,7 @@ class SingerObjective(Objective):
             "info_weight": args.info_weight,
             "projector": args.projector,
             "normalize_target": args.target_normalization,
+            "outlier_mask_ratio": args.outlier_mask_ratio,
         }
 
     @property

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from singer_hf import vision_backbone
 from singer_hf.diagnosis import diagnose_teacher, load_fit, measure_student
+from singer_hf.objectives.target_normalization import layer_norm
 
 
 @pytest.fixture
@@ -49,8 +50,9 @@ def test_the_pairs_are_the_runs_own(tmp_path, models, options, expected):
 
 
 def test_the_targets_are_normalised_as_the_runs_were(tmp_path, models):
-    finished(tmp_path, models, objective="fitnet", target_normalization="layer_norm")
-    assert load_fit(tmp_path, *map(vision_backbone, models), {}).normalize_target == "layer_norm"
+    finished(tmp_path, models, objective="fitnet", target_normalization="layer_norm", outlier_mask_ratio=2.0)
+    loss = load_fit(tmp_path, *map(vision_backbone, models), {}).feature_loss
+    assert loss.normalize_target is layer_norm and loss.mask_ratio == 2.0
 
 
 def test_a_run_without_projectors(tmp_path, models):

@@ -8,6 +8,7 @@ from singer_hf.diagnosis import Refinement, StudentFit, diagnose_teacher, measur
 from singer_hf.diagnosis.gradient_share import outlier_gradient_share, outlier_loss_share
 from singer_hf.losses import gram_distance
 from singer_hf.measures.similarity import linear_cka
+from singer_hf.objectives.feature_loss import FeatureLoss
 from singer_hf.objectives.target_normalization import target_normalization
 
 
@@ -72,7 +73,7 @@ def test_the_remaining_loss_is_that_of_the_projected_student(artifact_teacher, s
         [],
         [(batch, batch) for batch in images.split(10)],
         diagnosis=found,
-        fit=StudentFit({3: projector}, {3: 2}, {3: target}, normalize),
+        fit=StudentFit({3: projector}, {3: 2}, {3: target}, FeatureLoss(normalize)),
     )[0]
     own = last_patches(artifact_teacher, images)
     outliers = found.is_outlier(3, own.norm(dim=-1))
@@ -80,6 +81,14 @@ def test_the_remaining_loss_is_that_of_the_projected_student(artifact_teacher, s
     assert 0 < result["remaining_loss_on_outliers"] < 1
     assert result["remaining_loss_on_outliers"] == pytest.approx(outlier_loss_share(*parts), rel=1e-4)
     assert result["remaining_gradient_on_outliers"] == pytest.approx(outlier_gradient_share(*parts), rel=1e-4)
+
+
+def test_what_a_run_did_not_compare_is_no_remaining_loss(artifact_teacher, student, images):
+    found = diagnose_teacher(vision_backbone(artifact_teacher), [images])
+    fit = StudentFit({3: torch.nn.Linear(16, 32)}, {3: 2}, feature_loss=FeatureLoss(mask_ratio=1.5))
+    backbones = vision_backbone(artifact_teacher), vision_backbone(student.eval())
+    result = measure_student(*backbones, [], [(images, images)], diagnosis=found, fit=fit)[0]
+    assert result["remaining_loss_on_outliers"] == result["remaining_gradient_on_outliers"] == 0
 
 
 def test_a_student_that_cannot_be_measured(teacher, student, images, diagnosis):
