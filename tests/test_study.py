@@ -2,15 +2,20 @@
 
 import json
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from singer_hf import DistillationArguments
+
 STUDY = Path(__file__).parents[1] / "benchmarks" / "study"
 sys.path.append(str(STUDY))
-from grid import Grid  # noqa: E402
+from candidates import CandidateLoss  # noqa: E402
+from grid import LABELS, Grid  # noqa: E402
+from run import ADAPTER_OPTIONS  # noqa: E402
 from summary import markdown, paired_difference, read_cells, summary_rows  # noqa: E402
 
 
@@ -28,6 +33,19 @@ def test_the_grids_cells():
     assert [name for name in names if ".layer_norm_whiten." in name] == ["artifacts.layer_norm_whiten.0"]  # its own
     cell = next(cell for cell in grid.cells() if cell.recipe == "singer_layer_norm")
     assert cell.options["target_normalization"] == "layer_norm" and cell.options["num_train_epochs"] > 0
+
+
+@pytest.mark.parametrize("path", sorted(STUDY.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_is_made_of_options_that_exist(path, tmp_path):
+    grid = Grid.read(path)
+    names = {field.name for field in fields(DistillationArguments)} | set(ADAPTER_OPTIONS) | {"feature_loss"}
+    for cell in grid.cells():
+        assert set(cell.options) <= names, cell.name
+        assert cell.teacher in {*grid.teachers, "none"}
+        CandidateLoss(**cell.options.get("feature_loss", {}))
+        own = {name: cell.options[name] for name in cell.options.keys() - set(ADAPTER_OPTIONS) - {"feature_loss"}}
+        if cell.options["objective"] != LABELS:
+            DistillationArguments(str(tmp_path), use_cpu=True, **(own | {"bf16": False}))
 
 
 def test_what_is_no_grid(tmp_path):
