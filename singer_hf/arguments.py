@@ -192,6 +192,10 @@ class DistillationArguments(TrainingArguments):
         objective_class(self.objective)
         check_quantile(self.outlier_quantile)
         check_mask_ratio(self.outlier_mask_ratio)
+        if self.objective == "vitkd":
+            for name, default in (("target_normalization", "none"), ("outlier_mask_ratio", None)):
+                if getattr(self, name) != default:
+                    raise ValueError(f"{name} is an option of singer and fitnet, but the objective is vitkd.")
         _one_of("projector", self.projector, PROJECTORS)
         _one_of("target_normalization", self.target_normalization, TARGET_NORMALIZATIONS)
         _one_of("normalization", self.normalization, NORMALIZATIONS)

@@ -8,10 +8,9 @@ from runs import trainer_of
 from singer_hf.objectives import OBJECTIVES
 
 
-def check_one_graph(tmp_path, family, objective):
-    trainer = trainer_of(
-        tmp_path, tiny_model(family, num_hidden_layers=4), tiny_model(family, hidden_size=16), objective=objective
-    )
+def check_one_graph(tmp_path, family, objective, **options):
+    models = tiny_model(family, num_hidden_layers=4), tiny_model(family, hidden_size=16)
+    trainer = trainer_of(tmp_path, *models, objective=objective, **options)
     distiller = trainer.model.train()
     torch._dynamo.reset()
     # Dynamo's own tracing, which finds breaks and recompilations, without a backend's code generation.
@@ -27,6 +26,10 @@ def check_one_graph(tmp_path, family, objective):
 
 def test_a_step_compiles_to_one_graph(tmp_path):
     check_one_graph(tmp_path, "vit", "singer")
+
+
+def test_a_step_with_options_beyond_the_paper_compiles_to_one_graph(tmp_path):
+    check_one_graph(tmp_path, "vit", "fitnet", target_normalization="layer_norm", outlier_mask_ratio=1.2)
 
 
 @pytest.mark.slow

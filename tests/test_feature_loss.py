@@ -126,8 +126,16 @@ def test_singer_masks_by_the_refined_norms_and_the_adapter_learns_nothing_there(
         torch.testing.assert_close(ours, theirs)
 
 
-def test_a_run_with_masked_outliers(tmp_path):
-    trainer = trainer_of(tmp_path, outlier_mask_ratio=1.1)
+@pytest.mark.parametrize("objective", ["singer", "singer_reference", "fitnet"])
+def test_a_run_with_masked_outliers(tmp_path, objective):
+    trainer = trainer_of(tmp_path, objective=objective, outlier_mask_ratio=1.1)
+    assert trainer.model.objective.feature_loss.mask_ratio == 1.1
     assert trainer.train().training_loss > 0
+
+
+def test_options_that_cannot_be_meant(tmp_path):
     with pytest.raises(ValueError, match=r"outlier_mask_ratio is a multiple .* above 1, got 1"):
         trainer_of(tmp_path, outlier_mask_ratio=1.0)
+    for option in ({"outlier_mask_ratio": 2.0}, {"target_normalization": "layer_norm"}):
+        with pytest.raises(ValueError, match=f"{next(iter(option))} is an option of singer.* objective is vitkd"):
+            trainer_of(tmp_path, objective="vitkd", **option)

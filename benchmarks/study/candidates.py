@@ -69,7 +69,6 @@ class CandidateLoss(FeatureLoss):
         prefix_share: share of the loss that prefix tokens (CLS) have; default: their share of the tokens.
         clip_ratio: patches longer than so many medians of the batch are scaled down to that: refinement without an
             adapter.
-        mask_ratio: such patches are left out of the loss: what the student puts there, it is not told.
         relation_weight: of the Gram matrices of projected patches against the target's.
         detach_target: whether the adapter learns from L_outlier and L_info alone, so that it cannot make its target
             easier for the student; the paper trains all jointly.
@@ -83,37 +82,28 @@ class CandidateLoss(FeatureLoss):
         criterion: str = "mse",
         prefix_share: float | None = None,
         clip_ratio: float | None = None,
-        mask_ratio: float | None = None,
         relation_weight: float = 0.0,
         detach_target: bool = False,
     ):
         super().__init__(normalize_target)
         self.transform = TRANSFORMS[transform] if transform else None
         self.criterion, self.prefix_share, self.relation_weight = CRITERIA[criterion], prefix_share, relation_weight
-        self.detach_target, self.clip_ratio, self.mask_ratio = detach_target, clip_ratio, mask_ratio
+        self.detach_target, self.clip_ratio = detach_target, clip_ratio
 
     def forward(self, projected: Tensor, target: Tensor, num_prefix_tokens: int) -> Tensor:
         if self.detach_target:
             target = target.detach()
-        ratio = median_ratio(target, num_prefix_tokens)
         if self.clip_ratio is not None:
-            target = target * (self.clip_ratio / ratio).clamp(max=1)[..., None]
+            target = target * (self.clip_ratio / median_ratio(target, num_prefix_tokens)).clamp(max=1)[..., None]
         projected, target = full_precision(projected), full_precision(self.normalize_target(target))
         if self.transform is not None:
             target = self.transform(target)
-        tokens, weight = self.criterion(projected, target), torch.ones_like(ratio)
-        if self.mask_ratio is not None:
-            weight = (ratio <= self.mask_ratio).to(tokens.dtype)
+        tokens = self.criterion(projected, target)
         if self.prefix_share is None:
-            loss = (weight * tokens).sum() / weight.sum()
+            loss = tokens.mean()
         else:
-            prefix, patches, kept = (
-                tokens[:, :num_prefix_tokens],
-                tokens[:, num_prefix_tokens:],
-                weight[:, num_prefix_tokens:],
-            )
-            loss = self.prefix_share * prefix.mean()
-            loss = loss + (1 - self.prefix_share) * (kept * patches).sum() / kept.sum()
+            prefix, patches = tokens[:, :num_prefix_tokens].mean(), tokens[:, num_prefix_tokens:].mean()
+            loss = self.prefix_share * prefix + (1 - self.prefix_share) * patches
         if self.relation_weight:
             loss = loss + self.relation_weight * gram_loss(
                 projected[:, num_prefix_tokens:], target[:, num_prefix_tokens:]

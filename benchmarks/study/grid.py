@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,12 @@ class Grid:
     options: dict[str, Any]
     recipes: dict[str, dict[str, Any]]
     seeds: list[int]
+    candidates: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def setting(self) -> dict[str, Any]:
+        """What all cells share, by which results of another version of the file are told from this one's."""
+        return {"data": self.data, "teacher": self.teacher, "student": self.student}
 
     @classmethod
     def read(cls, path: str | Path) -> Grid:
@@ -56,18 +62,23 @@ class Grid:
         except TypeError as error:
             raise ValueError(f"{path} is not a grid: {error}") from error
 
-    def cells(self) -> list[Cell]:
-        """All cells: recipe by recipe within a seed, so that the first seed of everything is there early.
+    def cells(self, *, candidates: bool = False) -> list[Cell]:
+        """The cells of `recipes`, and of `candidates` too: seed by seed, so that the first of everything comes early.
 
-        A recipe's `teachers` and `seeds`, where it names them, are its own; a student of labels has no teacher.
+        A recipe's `teachers`, where it names them, say how many seeds it has with each; else it has all with every
+        teacher. A student of labels has no teacher.
         """
+        recipes = self.recipes | (self.candidates if candidates else {})
         cells = []
-        for seed in range(max(len(self.seeds), *(len(each.get("seeds", [])) for each in self.recipes.values()))):
-            for name, recipe in self.recipes.items():
+        for position, seed in enumerate(self.seeds):
+            for name, recipe in recipes.items():
                 own = dict(recipe)
-                teachers, seeds = own.pop("teachers", list(self.teachers)), own.pop("seeds", self.seeds)
+                counts = own.pop("teachers", dict.fromkeys(self.teachers, len(self.seeds)))
                 if own.get("objective") == LABELS:
-                    teachers = ["none"]
-                if seed < len(seeds):
-                    cells += [Cell(teacher, name, self.options | own, seeds[seed]) for teacher in teachers]
+                    counts = {"none": len(self.seeds)}
+                cells += [
+                    Cell(teacher, name, self.options | own, seed)
+                    for teacher, count in counts.items()
+                    if position < count
+                ]
         return cells

@@ -103,6 +103,7 @@ def run_cell(grid: Grid, cell: Cell, folder: Path, camvid: str | None, device: t
     shutil.rmtree(student)
     return {
         "cell": {"teacher": cell.teacher, "recipe": cell.recipe, "seed": cell.seed, "options": cell.options},
+        "setting": grid.setting,
         "scores": scores,
         "likeness": alike,
         "training": training,
@@ -112,12 +113,30 @@ def run_cell(grid: Grid, cell: Cell, folder: Path, camvid: str | None, device: t
     }
 
 
+def finished(path: Path, grid: Grid, cell: Cell) -> bool:
+    """Whether the cell's result is there. Raises ValueError where it is one of other options or of another setting."""
+    if not path.exists():
+        return False
+    result = json.loads(path.read_text(encoding="utf-8"))
+    for name, found, expected in (
+        ("options", result["cell"]["options"], cell.options),
+        ("setting", result.get("setting", grid.setting), grid.setting),  # the first results carry none
+    ):
+        if found != expected:
+            raise ValueError(
+                f"{path} is a result of another {name} than the grid's: {found}, not {expected}. Move the results and "
+                "the work folder away, or name the changed recipe differently."
+            )
+    return True
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("grid", type=Path, help="YAML file")
     parser.add_argument("--images", type=Path, required=True, help="folder of Tiny ImageNet's parquet files")
     parser.add_argument("--camvid", help="folder of CamVid's parquet files; without it that score is left out")
     parser.add_argument("--work", type=Path, default=Path("runs/study"), help="images, teachers, students")
+    parser.add_argument("--candidates", action="store_true", help="the grid's candidates beyond the paper too")
     parser.add_argument("--only", default="*", help="pattern of cells, teacher.recipe.seed")
     parser.add_argument("--part", default="0/1", help="i/n: every n-th cell, from i on")
     parser.add_argument("--limit", type=int, help="stop after so many new cells")
@@ -131,8 +150,9 @@ def main() -> None:
     prepare_images(folder, args.images, **data)
     prepare_teachers(grid, folder, results, device)
     results.mkdir(parents=True, exist_ok=True)
-    cells = [cell for cell in grid.cells() if fnmatch.fnmatch(cell.name, args.only)][part::parts]
-    missing = [cell for cell in cells if not (results / f"{cell.name}.json").exists()]
+    cells = grid.cells(candidates=args.candidates)
+    cells = [cell for cell in cells if fnmatch.fnmatch(cell.name, args.only)][part::parts]
+    missing = [cell for cell in cells if not finished(results / f"{cell.name}.json", grid, cell)]
     for number, cell in enumerate(missing[: args.limit], len(cells) - len(missing) + 1):
         path = results / f"{cell.name}.json"
         result = run_cell(grid, cell, folder, args.camvid, device)

@@ -2,13 +2,14 @@
 
     python benchmarks/study/summary.py benchmarks/results/study/cpu
 
-Writes `summary.json` beside the grid's folder: rows, each of a cell (teacher, recipe) and a score, with mean and
-standard deviation over seeds, and the paired differences from FitNet, and from FitNet with normalised targets, of the
-same teacher with their 95 % intervals. Prints Markdown tables, and draws `docs/images/study_<grid>.png`.
+Writes `summary.json` beside the grid's folder (rows of other grids stay): rows, each of a cell (teacher, recipe) and a
+score, with mean and standard deviation over seeds, and the paired differences from FitNet, and from FitNet with
+normalised targets, of the same teacher with their 95 % intervals and numbers of pairs. Prints Markdown tables, and
+draws `docs/images/study_<grid>.png`.
 
 Cells of one seed share the order of images, augmentation and the student's first weights, so differences are taken
 seed by seed: mean ± t(0.975, n − 1) s / √n. Of one seed there is no interval. The interval covers what changes with
-the seed, on these test images; another set of images is not covered.
+the seed; another teacher network, other planted artifacts and other test images are not covered.
 """
 
 from __future__ import annotations
@@ -91,6 +92,7 @@ def summary_rows(cells: dict[tuple[str, str], dict[int, dict[str, float]]]) -> l
                 difference = paired_difference(own, values(teacher, baseline, score))
                 row[f"difference_from_{baseline}"] = difference and difference["mean"]
                 row[f"interval_against_{baseline}"] = difference and difference["interval"]
+                row[f"pairs_with_{baseline}"] = difference and difference["seeds"]
             rows.append(row)
     return rows
 
@@ -128,40 +130,36 @@ def _texts(row: dict[str, Any] | None, baseline: str, digits: int) -> tuple[str,
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Mean of every recipe of more than one seed with its seeds' spread; a panel a score, a colour a teacher."""
+    """Each recipe's paired difference from FitNet of the same teacher, with its interval; a panel a score."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    rows = [row for row in rows if row["seeds"] > 1]
+    rows = [row for row in rows if row.get("interval_against_fitnet")]
     scores = [score for score in FIGURE_SCORES if any(row["score"] == score for row in rows)]
-    teachers = [name for name in dict.fromkeys(row["teacher"] for row in rows) if name != "none"]
-    recipes = list(dict.fromkeys(row["cell"] for row in rows if row["teacher"] != "none"))[::-1]
-    height = 1.2 + 0.1 * len(recipes) * (1 + len(teachers))
+    if not scores:
+        return
+    teachers = list(dict.fromkeys(row["teacher"] for row in rows))
+    recipes = list(dict.fromkeys(row["cell"] for row in rows))[::-1]
+    height = 1.2 + 0.14 * len(recipes) * (1 + len(teachers))
     figure, axes = plt.subplots(
-        1, len(scores), figsize=(4.6 * len(scores), height), layout="constrained", squeeze=False, sharey=True
+        1, len(scores), figsize=(4.4 * len(scores), height), layout="constrained", squeeze=False, sharey=True
     )
     for axis, score in zip(axes[0], scores, strict=True):
         for number, (teacher, colour) in enumerate(zip(teachers, COLOURS, strict=False)):
             shown = [row for row in rows if row["score"] == score and row["teacher"] == teacher]
             heights = [recipes.index(row["cell"]) + 0.25 * ((len(teachers) - 1) / 2 - number) for row in shown]
+            means = [row["difference_from_fitnet"] for row in shown]
+            half = [row["interval_against_fitnet"][1] - mean for row, mean in zip(shown, means, strict=True)]
             axis.errorbar(
-                [row["mean"] for row in shown],
-                heights,
-                xerr=[row["std"] for row in shown],
-                fmt="o",
-                markersize=4,
-                color=colour,
-                label=f"{teacher} teacher",
+                means, heights, xerr=half, fmt="o", markersize=4, color=colour, capsize=2, label=f"{teacher} teacher"
             )
-        alone = [row["mean"] for row in rows if row["score"] == score and row["teacher"] == "none"]
-        if alone:
-            axis.axvline(alone[0], color="0.5", linewidth=1, linestyle="--", label="no teacher, labels")
+        axis.axvline(0, color="0.5", linewidth=1)
         axis.set_yticks(range(len(recipes)), [recipe.replace("_", " ") for recipe in recipes])
-        axis.set_xlabel(SCORES[score][0])
+        axis.set_xlabel(f"{SCORES[score][0]}, points above FitNet")
         axis.grid(axis="x", alpha=0.3)
-    axes[0][-1].legend(loc="best", fontsize="small")
+    axes[0][0].legend(loc="best", fontsize="small")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 
@@ -173,7 +171,11 @@ def main() -> None:
     rows = summary_rows(read_cells(args.folder))
     if not rows:
         raise SystemExit(f"error: {args.folder} holds no results of cells: run benchmarks/study/run.py first.")
-    (args.folder.parent / "summary.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    path = args.folder.parent / "summary.json"
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    kept = [row for row in kept if row["grid"] != args.folder.name]
+    found = [{"grid": args.folder.name} | row for row in rows]
+    path.write_text(json.dumps(kept + found, indent=2) + "\n", encoding="utf-8")
     for score in SCORES:
         if any(row["score"] == score for row in rows):
             for baseline in BASELINES:

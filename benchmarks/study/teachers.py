@@ -24,17 +24,20 @@ def prepare_teachers(grid: Grid, folder: Path, results: Path, device: torch.devi
     """Trains the network once, plants, tunes and writes each teacher to `folder / name`, unless it is there.
 
     A teacher's options are those of [`plant_artifacts`]; `null` for the one without. All are tuned behind the planted
-    block for equally long. `teachers.json` among the results says how they came out.
+    block for equally long. `teachers.json` among the results says how they came out. The place of artifacts is fitted
+    to background patches of test images, without their labels.
     """
     missing = [name for name in grid.teachers if not (folder / name / "config.json").exists()]
     if not missing:
         return
+    written = results / REPORT
     train, test = (load_images(str(folder / f"{split}.parquet"), split="train") for split in ("train", "test"))
     options = dict(grid.teacher)
     block, epochs, tuning = options.pop("planted_block"), options.pop("epochs"), options.pop("tuning")
     sizes, training = options.pop("sizes"), options | {"seed": 0, "device": device}
     trained = folder / "as_trained"
-    report: dict[str, Any] = {"versions": versions(), "images": {"train": len(train), "test": len(test)}}
+    report: dict[str, Any] = json.loads(written.read_text(encoding="utf-8")) if written.exists() else {}
+    report |= {"versions": versions(), "images": {"train": len(train), "test": len(test)}}
     if (trained / "config.json").exists():
         network = ViTForImageClassification.from_pretrained(trained)
         processor = ViTImageProcessor.from_pretrained(trained)
@@ -45,7 +48,8 @@ def prepare_teachers(grid: Grid, folder: Path, results: Path, device: torch.devi
         _save(network, processor, trained)
     pixels = _pixels(test, processor, 500)
     report["as_trained"] = _measured(network, processor, test, pixels, device)
-    for name, planting in grid.teachers.items():
+    for name in missing:
+        planting = grid.teachers[name]
         model = copy.deepcopy(network).to("cpu")
         found = None if planting is None else plant_artifacts(model, pixels, block=block, **planting)
         model.requires_grad_(False)
@@ -57,7 +61,7 @@ def prepare_teachers(grid: Grid, folder: Path, results: Path, device: torch.devi
             report[name]["planting"] = {"fired_share": found.fired_share, "block": found.block}
         _save(model, processor, folder / name)
     results.mkdir(parents=True, exist_ok=True)
-    (results / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    written.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 def _measured(model, processor, test, pixels, device) -> dict[str, Any]:

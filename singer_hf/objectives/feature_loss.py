@@ -17,8 +17,9 @@ class FeatureLoss(nn.Module):
         normalize_target: a name in `TARGET_NORMALIZATIONS`; "none" in the paper.
         mask_ratio: patches of the target longer than so many times the batch's median patch norm add nothing to the
             loss: what the student puts there, it is not told. Of the batch, since most patches of one image may be
-            artifacts. `None` in the paper: every token counts. Ours; where no patch is that long the loss is the
-            paper's to the bit.
+            artifacts; each process takes its own batch's, so that a patch near the threshold may be judged otherwise
+            in a run over more processes. `None` in the paper: every token counts. Ours; where no patch is that long
+            the loss is the paper's to the bit.
 
     Raises:
         ValueError: an unknown name, a ratio of 1 or less (which would mask half of the patches of any image).

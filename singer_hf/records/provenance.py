@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 _PACKAGES = ("torch", "torchvision", "transformers", "accelerate", "peft", "datasets")
+_SOURCES = (":/singer_hf", ":/benchmarks", ":(top,exclude)benchmarks/results")
 
 
 def versions() -> dict[str, str | None]:
@@ -20,12 +21,16 @@ def versions() -> dict[str, str | None]:
 
 
 def commit() -> str | None:
-    """The commit of this package's checkout, "+changes" where files differ from it; `None` outside of one."""
+    """The commit of this package's checkout, `None` outside of one.
+
+    "+changes" stands behind it where files of the package or of the benchmarks differ from that commit; of the
+    benchmarks' results alone they may.
+    """
     here = Path(__file__).parent
     if _git(here, "ls-files", "--error-unmatch", Path(__file__).name) is None:
         return None  # installed, perhaps inside some other repository
     head = _git(here, "rev-parse", "HEAD")
-    return head and head + ("+changes" if _git(here, "status", "--porcelain", "--untracked-files=no", ".") else "")
+    return head and head + ("+changes" if _git(here, "status", "--porcelain", "-uno", "--", *_SOURCES) else "")
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
