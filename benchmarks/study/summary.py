@@ -136,7 +136,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    rows = [row for row in rows if row.get("interval_against_fitnet")]
+    rows = [row for row in rows if (row.get("pairs_with_fitnet") or 0) > 2]  # of two, the interval says nothing
     scores = [score for score in FIGURE_SCORES if any(row["score"] == score for row in rows)]
     if not scores:
         return
