@@ -3,9 +3,9 @@
     python benchmarks/study/summary.py benchmarks/results/study/cpu
 
 Writes `summary.json` beside the grid's folder (rows of other grids stay): rows, each of a cell (teacher, recipe) and a
-score, with mean and standard deviation over seeds, and the paired differences from FitNet, and from FitNet with
-normalised targets, of the same teacher with their 95 % intervals and numbers of pairs. Prints Markdown tables, and
-draws `docs/images/study_<grid>.png`.
+score, with mean and standard deviation over seeds, and the paired differences from each of `BASELINES` of the same
+teacher with their 95 % intervals and numbers of pairs. Prints Markdown tables, and draws
+`docs/images/study_<grid>.png`.
 
 Cells of one seed share the order of images, augmentation and the student's first weights, so differences are taken
 seed by seed: mean ± t(0.975, n − 1) s / √n. Of one seed there is no interval. The interval covers what changes with
@@ -24,7 +24,7 @@ from typing import Any
 from scipy import stats
 
 ROOT = Path(__file__).parents[2]
-BASELINES = {"fitnet": "FitNet", "fitnet_layer_norm": "FitNet with normalised targets"}
+BASELINES = {"fitnet": "FitNet", "fitnet_layer_norm": "FitNet with normalised targets", "singer": "SiNGER"}
 """Recipe that others are compared with -> its name in a table."""
 FIGURE_SCORES = ("linear_top1", "corrupted_top1", "camvid_miou")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
