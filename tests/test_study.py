@@ -10,10 +10,11 @@ import pytest
 from scipy import stats
 
 from singer_hf import DistillationArguments
+from singer_hf.objectives.projectors import PROJECTORS
 
 STUDY = Path(__file__).parents[1] / "benchmarks" / "study"
 sys.path.append(str(STUDY))
-from candidates import CandidateLoss  # noqa: E402
+from candidates import CANDIDATE_PROJECTORS, CandidateLoss  # noqa: E402
 from grid import LABELS, Grid  # noqa: E402
 from run import ADAPTER_OPTIONS, finished  # noqa: E402
 from summary import markdown, paired_difference, read_cells, summary_rows  # noqa: E402
@@ -46,7 +47,9 @@ def test_a_result_of_other_options_or_another_setting_is_not_taken_for_the_cells
 
 
 @pytest.mark.parametrize("path", sorted(STUDY.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_recipe_is_made_of_options_that_exist(path, tmp_path):
+def test_every_recipe_is_made_of_options_that_exist(path, tmp_path, monkeypatch):
+    for name, projector in CANDIDATE_PROJECTORS.items():
+        monkeypatch.setitem(PROJECTORS, name, projector)
     grid = Grid.read(path)
     names = {field.name for field in fields(DistillationArguments)} | set(ADAPTER_OPTIONS) | {"feature_loss"}
     for cell in grid.cells(candidates=True):

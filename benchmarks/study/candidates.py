@@ -116,4 +116,9 @@ def mlp_projector(student_width: int, teacher_width: int) -> nn.Module:
     return nn.Sequential(nn.Linear(student_width, teacher_width), nn.GELU(), nn.Linear(teacher_width, teacher_width))
 
 
-PROJECTORS["mlp"] = mlp_projector
+CANDIDATE_PROJECTORS = {"mlp": mlp_projector}
+
+
+def register_projectors() -> None:
+    """Makes the candidates known by name, in this process alone."""
+    PROJECTORS.update(CANDIDATE_PROJECTORS)

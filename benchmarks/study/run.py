@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import transformers
-from candidates import CandidateLoss
+from candidates import CandidateLoss, register_projectors
 from classifier import new_classifier, train_classifier
 from grid import LABELS, Cell, Grid
 from scores import likeness, linear_scores
@@ -145,6 +145,7 @@ def main() -> None:
     grid, (part, parts) = Grid.read(args.grid), map(int, args.part.split("/"))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(args.threads)
+    register_projectors()
     folder, results = args.work / grid.name, RESULTS / grid.name
     data = {name: grid.data[name] for name in ("classes", "train_images", "test_images")}
     prepare_images(folder, args.images, **data)
