@@ -104,7 +104,7 @@ def main() -> None:
                 name: differences(run, runs["float32"]) for name, run in runs.items() if name != "float32"
             }
     result |= {
-        "config": {name: value for name, value in vars(args).items() if name not in ("output", "teachers", "data")}
+        "config": {name: value for name, value in vars(args).items() if name != "output"}
         | {"data": Path(args.data).name, "teachers": list(teachers)},
         "versions": versions(),
     }

@@ -27,12 +27,12 @@ def whiten(target: Tensor) -> Tensor:
     """ZCA over the batch's tokens: no direction of the features has more variance than another.
 
     (PHI-S of RADIO, arXiv 2410.01680, gives every *channel* the same variance by a rotation and one scale; under a
-    linear projector and a squared error it changes no more than the loss's weight, so it is no candidate here.)
+    linear projector and a squared error that is a factor, and a rotation that the projector absorbs.)
     """
-    flat = target.flatten(0, 1)
-    centred = flat - flat.mean(0)
-    values, vectors = torch.linalg.eigh(centred.T @ centred / len(flat))
-    return (target - flat.mean(0)) @ (vectors * (values + 1e-2 * values.mean()).rsqrt()) @ vectors.T
+    centred = target - target.mean((0, 1))
+    flat = centred.flatten(0, 1)
+    values, vectors = torch.linalg.eigh(flat.T @ flat / len(flat))
+    return centred @ (vectors * (values + 1e-2 * values.mean()).rsqrt()) @ vectors.T
 
 
 TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {
