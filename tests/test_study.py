@@ -5,18 +5,35 @@ import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
+import torch
+from families import tiny_vit
+from PIL import Image
 from scipy import stats
+from transformers import AutoModel, ViTImageProcessor
 
-from singer_hf import DistillationArguments
+from singer_hf import DistillationArguments, vision_backbone
+from singer_hf.diagnosis import adapter_refinements
+from singer_hf.nullspace import initial_basis
 from singer_hf.objectives.projectors import PROJECTORS
 
 STUDY = Path(__file__).parents[1] / "benchmarks" / "study"
+SQUARE = {"height": 16, "width": 16}
+SIZES = {
+    "image_size": 16,
+    "patch_size": 8,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+}
 sys.path.append(str(STUDY))
 from candidates import CANDIDATE_PROJECTORS, CandidateLoss  # noqa: E402
-from grid import LABELS, Grid  # noqa: E402
-from run import ADAPTER_OPTIONS, finished  # noqa: E402
+from grid import OWN_OBJECTIVES, Cell, Grid  # noqa: E402
+from run import ADAPTER_OPTIONS, finished, run_cell  # noqa: E402
+from starts import started_teacher  # noqa: E402
 from summary import markdown, paired_difference, read_cells, summary_rows  # noqa: E402
 
 
@@ -26,10 +43,12 @@ def test_the_grids_cells():
     assert len(names) == len(set(names))
     seeds = [int(name.rsplit(".", 1)[1]) for name in names]
     assert seeds == sorted(seeds) and set(seeds) == set(grid.seeds)  # the first seed of everything comes first
-    for teacher, count in (("clean", 3), ("artifacts", 3), ("severe", 1)):
+    for teacher, count in (("clean", 6), ("artifacts", 6), ("severe", 1)):
         own = [name for name in names if name.startswith(f"{teacher}.singer.")]
         assert own == [f"{teacher}.singer.{seed}" for seed in grid.seeds[:count]]
-    assert [name for name in names if ".labels." in name] == [f"none.labels.{seed}" for seed in grid.seeds]
+    assert [name for name in names if ".labels." in name] == [f"none.labels.{seed}" for seed in grid.seeds[:3]]
+    first = {cell.seed for cell in grid.cells(seeds=2)}
+    assert first == set(grid.seeds[:2])
     more = {cell.name for cell in grid.cells(candidates=True)} - set(names)
     assert "artifacts.layer_norm_whiten.0" in more and "artifacts.layer_norm_whiten.1" not in more
 
@@ -46,6 +65,61 @@ def test_a_result_of_other_options_or_another_setting_is_not_taken_for_the_cells
         finished(path, replace(grid, data=grid.data | {"classes": 7}), cell)
 
 
+def test_a_cell_without_distillation_scores_first_weights_or_the_teacher_and_leaves_the_teacher(tmp_path, monkeypatch):
+    scored = {}
+
+    def scores(model, *_, **__):
+        scored[model.name] = AutoModel.from_pretrained(model)
+        return {"linear_top1": 0.5}
+
+    monkeypatch.setattr("run.linear_scores", scores)
+    grid = replace(Grid.read(STUDY / "cpu.yaml"), student=SIZES)
+    labels = datasets.ClassLabel(names=["cat", "dog"])
+    features = datasets.Features({"image": datasets.Image(), "label": labels})
+    rows = {"image": [Image.new("RGB", (16, 16))] * 2, "label": [0, 1]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet")
+    tiny_vit(hidden_size=32).save_pretrained(tmp_path / "clean")
+
+    def result(teacher, objective):
+        cell = Cell(teacher, objective, {"objective": objective}, seed=3)
+        return run_cell(grid, cell, tmp_path, None, torch.device("cpu"))
+
+    assert result("clean", "teacher")["scores"] == {"linear_top1": 0.5}
+    assert result("none", "untrained")["training"] == {}
+    assert scored["clean"].config.hidden_size == 32 and (tmp_path / "clean" / "config.json").exists()
+    assert scored["none.untrained.3"].config.hidden_size == SIZES["hidden_size"]
+    assert not list((tmp_path / "students").iterdir())
+
+
+@pytest.fixture
+def noise():
+    images = [Image.effect_noise((16, 16), 90).convert("RGB") for _ in range(250)]
+    return datasets.Dataset.from_dict({"image": images}, features=datasets.Features({"image": datasets.Image()}))
+
+
+@pytest.mark.parametrize("start", ["jacobian", "spectrum"])
+def test_a_start_is_a_null_basis_on_every_layer(start, noise):
+    teacher, processor = tiny_vit(hidden_size=32, num_hidden_layers=4), ViTImageProcessor(size=SQUARE)
+    adapted = started_teacher(teacher, processor, start, layers=[1, 3], rank=5, images=noise)
+    found = adapter_refinements(adapted)
+    assert list(found) == [1, 3]
+    for layer, refinement in found.items():
+        rank = refinement.down.shape[1]
+        torch.testing.assert_close(refinement.down.T @ refinement.down, torch.eye(rank), atol=1e-5, rtol=0)
+        torch.testing.assert_close(refinement.up, refinement.down.T)
+        if start == "jacobian":
+            assert rank == 5
+        else:
+            basis = initial_basis(vision_backbone(adapted), layer, rank).float()
+            torch.testing.assert_close(refinement.down, basis)
+
+
+def test_no_closed_form_without_outliers(noise):
+    teacher, processor = tiny_vit(hidden_size=32, num_hidden_layers=4), ViTImageProcessor(size=SQUARE)
+    with pytest.raises(ValueError, match=r"Blocks \[1, 3\] have no outliers"):
+        started_teacher(teacher, processor, "closed_form", layers=[1, 3], rank=5, images=noise)
+
+
 @pytest.mark.parametrize("path", sorted(STUDY.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_is_made_of_options_that_exist(path, tmp_path, monkeypatch):
     for name, projector in CANDIDATE_PROJECTORS.items():
@@ -57,7 +131,7 @@ def test_every_recipe_is_made_of_options_that_exist(path, tmp_path, monkeypatch)
         assert cell.teacher in {*grid.teachers, "none"}
         CandidateLoss(**cell.options.get("feature_loss", {}))
         own = {name: cell.options[name] for name in cell.options.keys() - set(ADAPTER_OPTIONS) - {"feature_loss"}}
-        if cell.options["objective"] != LABELS:
+        if cell.options["objective"] not in OWN_OBJECTIVES:
             DistillationArguments(str(tmp_path), use_cpu=True, **(own | {"bf16": False}))
 
 

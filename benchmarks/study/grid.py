@@ -8,8 +8,9 @@ from typing import Any
 
 import yaml
 
-LABELS = "labels"
-"""Objective of a student that is trained on labels, from scratch, with no teacher."""
+OWN_OBJECTIVES = LABELS, UNTRAINED, TEACHER = "labels", "untrained", "teacher"
+"""What a recipe's `objective` may be beside the package's own: a student from scratch on labels, one with its first
+weights, and the teacher itself, whose scores bound what a student can have."""
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,8 @@ class Cell:
     Args:
         teacher: a name in the grid's `teachers`.
         recipe: a name in the grid's `recipes`.
-        options: of [`DistillationArguments`], the adapter's (`lora_r`, `init_lora_weights`, `fold_layer_norm`), and
-            `feature_loss`, those of a [`CandidateLoss`].
+        options: of [`DistillationArguments`], the adapter's (`lora_r`, `init_lora_weights`, `fold_layer_norm`,
+            `adapter_start` of `STARTS`), and `feature_loss`, those of a [`CandidateLoss`].
         seed: of weights and of what training draws.
     """
 
@@ -62,20 +63,19 @@ class Grid:
         except TypeError as error:
             raise ValueError(f"{path} is not a grid: {error}") from error
 
-    def cells(self, *, candidates: bool = False) -> list[Cell]:
+    def cells(self, *, candidates: bool = False, seeds: int | None = None) -> list[Cell]:
         """The cells of `recipes`, and of `candidates` too: seed by seed, so that the first of everything comes early.
 
         A recipe's `teachers`, where it names them, say how many seeds it has with each; else it has all with every
-        teacher. A student of labels has no teacher.
+        teacher. A student of labels or with its first weights has no teacher. `seeds`: the first so many alone.
         """
         recipes = self.recipes | (self.candidates if candidates else {})
         cells = []
-        for position, seed in enumerate(self.seeds):
+        for position, seed in enumerate(self.seeds[:seeds]):
             for name, recipe in recipes.items():
                 own = dict(recipe)
-                counts = own.pop("teachers", dict.fromkeys(self.teachers, len(self.seeds)))
-                if own.get("objective") == LABELS:
-                    counts = {"none": len(self.seeds)}
+                without = own.get("objective") in (LABELS, UNTRAINED)
+                counts = own.pop("teachers", dict.fromkeys(["none"] if without else self.teachers, len(self.seeds)))
                 cells += [
                     Cell(teacher, name, self.options | own, seed)
                     for teacher, count in counts.items()

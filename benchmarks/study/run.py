@@ -20,8 +20,9 @@ import torch
 import transformers
 from candidates import CandidateLoss, register_projectors
 from classifier import new_classifier, train_classifier
-from grid import LABELS, Cell, Grid
+from grid import LABELS, OWN_OBJECTIVES, TEACHER, UNTRAINED, Cell, Grid
 from scores import likeness, linear_scores
+from starts import started_teacher
 from teachers import prepare_teachers
 from tiny_imagenet import prepare_images
 from transformers import AutoImageProcessor, ViTConfig, ViTModel
@@ -32,30 +33,36 @@ from singer_hf.objectives import objective_class
 from singer_hf.records.provenance import versions
 
 RESULTS = Path(__file__).parents[1] / "results" / "study"
-ADAPTER_OPTIONS = ("lora_r", "init_lora_weights", "fold_layer_norm")
+ADAPTER_OPTIONS = ("lora_r", "init_lora_weights", "fold_layer_norm", "adapter_start")
 
 
-def train_student(grid: Grid, cell: Cell, folder: Path, output: Path, device: torch.device) -> dict[str, Any]:
-    """Trains a cell's student into `output`; what is to be recorded of the training."""
+def new_student(grid: Grid, cell: Cell, folder: Path, output: Path, device: torch.device) -> dict[str, Any]:
+    """A student that has no teacher, trained on labels or with its first weights; what is to be recorded."""
     train = load_images(str(folder / "train.parquet"), split="train")
+    model, processor = new_classifier(grid.student, train.features["label"].names, cell.seed)
+    training = {}
     if cell.options["objective"] == LABELS:
-        model, processor = new_classifier(grid.student, train.features["label"].names, cell.seed)
-        losses = train_classifier(
+        training["losses"] = train_classifier(
             model,
             processor,
             train,
             epochs=cell.options["num_train_epochs"],
             learning_rate=cell.options["learning_rate"],
             batch_size=cell.options["per_device_train_batch_size"],
-            weight_decay=cell.options.get("weight_decay", 0.05),
+            weight_decay=grid.teacher["weight_decay"],
             min_crop_scale=cell.options["min_crop_scale"],
             seed=cell.seed,
             num_workers=cell.options.get("dataloader_num_workers", 0),
             device=device,
         )
-        model.to("cpu").vit.save_pretrained(output)
-        processor.save_pretrained(output)
-        return {"losses": losses}
+    model.to("cpu").vit.save_pretrained(output)
+    processor.save_pretrained(output)
+    return training
+
+
+def distill(grid: Grid, cell: Cell, folder: Path, output: Path, device: torch.device) -> dict[str, Any]:
+    """Distills a cell's student into `output`; what is to be recorded of the training."""
+    train = load_images(str(folder / "train.parquet"), split="train")
     options = dict(cell.options)
     adapter = {name: options.pop(name) for name in ADAPTER_OPTIONS if name in options}
     candidate = options.pop("feature_loss", None)
@@ -69,8 +76,11 @@ def train_student(grid: Grid, cell: Cell, folder: Path, output: Path, device: to
         ViTConfig(**grid.student, initializer_range=grid.student["hidden_size"] ** -0.5), add_pooling_layer=False
     )
     kind = objective_class(args.objective)
-    config = None
-    if kind.uses_adapter:
+    config, start = None, adapter.pop("adapter_start", None)
+    if start is not None:
+        layers = args.teacher_layers or kind.default_teacher_layers(teacher.config.num_hidden_layers)
+        teacher = started_teacher(teacher, processor, start, layers=layers, rank=adapter["lora_r"], images=train)
+    elif kind.uses_adapter:
         adapter = {"init_lora_weights": kind.default_init_lora_weights} | adapter
         config = NullspaceLoraConfig(r=adapter.pop("lora_r"), init_seed=cell.seed, **adapter)
     trainer = DistillationTrainer(
@@ -92,15 +102,21 @@ def train_student(grid: Grid, cell: Cell, folder: Path, output: Path, device: to
 def run_cell(grid: Grid, cell: Cell, folder: Path, camvid: str | None, device: torch.device) -> dict[str, Any]:
     """Trains and scores; the cell's result."""
     start = time.perf_counter()
-    student = folder / "students" / cell.name
-    training = train_student(grid, cell, folder, student, device)
+    objective, model, training = cell.options["objective"], folder / "students" / cell.name, {}
+    if objective == TEACHER:
+        model = folder / cell.teacher
+    elif objective in (LABELS, UNTRAINED):
+        training = new_student(grid, cell, folder, model, device)
+    else:
+        training = distill(grid, cell, folder, model, device)
     trained = time.perf_counter()
-    scores = linear_scores(student, folder, camvid=camvid, camvid_size=grid.data["camvid_size"], device=device)
+    scores = linear_scores(model, folder, camvid=camvid, camvid_size=grid.data["camvid_size"], device=device)
     alike = {}
-    if cell.options["objective"] != LABELS:
+    if objective not in OWN_OBJECTIVES:
         own_loss = "feature_loss" not in cell.options
-        alike = likeness(folder / cell.teacher, student, folder, own_loss=own_loss, device=device)
-    shutil.rmtree(student)
+        alike = likeness(folder / cell.teacher, model, folder, own_loss=own_loss, device=device)
+    if objective != TEACHER:
+        shutil.rmtree(model)
     return {
         "cell": {"teacher": cell.teacher, "recipe": cell.recipe, "seed": cell.seed, "options": cell.options},
         "setting": grid.setting,
@@ -137,6 +153,7 @@ def main() -> None:
     parser.add_argument("--camvid", help="folder of CamVid's parquet files; without it that score is left out")
     parser.add_argument("--work", type=Path, default=Path("runs/study"), help="images, teachers, students")
     parser.add_argument("--candidates", action="store_true", help="the grid's candidates beyond the paper too")
+    parser.add_argument("--seeds", type=int, help="the grid's first so many seeds alone")
     parser.add_argument("--only", default="*", help="pattern of cells, teacher.recipe.seed")
     parser.add_argument("--part", default="0/1", help="i/n: every n-th cell, from i on")
     parser.add_argument("--limit", type=int, help="stop after so many new cells")
@@ -151,7 +168,7 @@ def main() -> None:
     prepare_images(folder, args.images, **data)
     prepare_teachers(grid, folder, results, device)
     results.mkdir(parents=True, exist_ok=True)
-    cells = grid.cells(candidates=args.candidates)
+    cells = grid.cells(candidates=args.candidates, seeds=args.seeds)
     cells = [cell for cell in cells if fnmatch.fnmatch(cell.name, args.only)][part::parts]
     missing = [cell for cell in cells if not finished(results / f"{cell.name}.json", grid, cell)]
     for number, cell in enumerate(missing[: args.limit], len(cells) - len(missing) + 1):
