@@ -77,6 +77,13 @@ class DistillationArguments(TrainingArguments):
         default=0.97,
         metadata={"help": "α: patches above this quantile of their image's norms are outliers (paper: 0.97)."},
     )
+    adapter_learning_rate: Optional[float] = field(
+        default=None,
+        metadata={
+            "help": "singer: peak learning rate of the adapter, on the same schedule, e.g. a twentieth of the "
+            "student's. Default: learning_rate (paper)."
+        },
+    )
     projector: str = field(
         default="linear", metadata={"help": "Student to teacher width: linear (paper), or identity at equal widths."}
     )
@@ -189,13 +196,18 @@ class DistillationArguments(TrainingArguments):
         self._validate()
 
     def _validate(self) -> None:
-        objective_class(self.objective)
+        kind = objective_class(self.objective)
         check_quantile(self.outlier_quantile)
         check_mask_ratio(self.outlier_mask_ratio)
         if self.objective == "vitkd":
             for name, default in (("target_normalization", "none"), ("outlier_mask_ratio", None)):
                 if getattr(self, name) != default:
                     raise ValueError(f"{name} is an option of singer and fitnet, but the objective is vitkd.")
+        if self.adapter_learning_rate is not None:
+            if not kind.uses_adapter:
+                raise ValueError(f"adapter_learning_rate is given, but the objective {self.objective} has no adapter.")
+            if self.adapter_learning_rate < 0:
+                raise ValueError(f"adapter_learning_rate must not be negative, got {self.adapter_learning_rate}.")
         _one_of("projector", self.projector, PROJECTORS)
         _one_of("target_normalization", self.target_normalization, TARGET_NORMALIZATIONS)
         _one_of("normalization", self.normalization, NORMALIZATIONS)

@@ -186,6 +186,20 @@ class DistillationTrainer(StoppableTrainer, DurableCheckpoints, StreamResume, Re
             return [name for name, _ in model.named_parameters()]
         return super().get_decay_parameter_names(model)
 
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        given, rate = self.optimizer is not None, self.args.adapter_learning_rate
+        optimizer = super().create_optimizer(model)
+        if given or rate is None:
+            return optimizer
+        trained = (self.model if model is None else model).named_parameters()
+        adapter = {id(parameter) for name, parameter in trained if ".lora_" in name}
+        for group in list(optimizer.param_groups):
+            moved = [parameter for parameter in group["params"] if id(parameter) in adapter]
+            if moved:
+                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in adapter]
+                optimizer.add_param_group(group | {"params": moved, "lr": rate})
+        return optimizer
+
     def train(self, *args, **kwargs):
         with worker_advice(), memory_advice(self.args):
             return super().train(*args, **kwargs)

@@ -20,9 +20,13 @@ from singer_hf import (
 from singer_hf.records.run_record import RUN_FILE, read_record
 
 
-@pytest.mark.parametrize("objective", ["singer", "vitkd"])
+@pytest.mark.parametrize(
+    "objective",
+    [{"objective": "singer"}, {"objective": "singer", "adapter_learning_rate": 1e-4}, {"objective": "vitkd"}],
+    ids=["singer", "slow_adapter", "vitkd"],
+)
 def test_a_resumed_run_is_the_run_that_was_never_interrupted(tmp_path, objective):
-    options = {"objective": objective, "max_steps": 6, "save_strategy": "steps", "save_steps": 3, "warmup_steps": 2}
+    options = objective | {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "warmup_steps": 2}
     whole = trainer_of(tmp_path / "whole", **options)
     whole.train()
     again = trainer_of(tmp_path / "again", **options)

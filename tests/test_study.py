@@ -34,7 +34,7 @@ from candidates import CANDIDATE_PROJECTORS, CandidateLoss  # noqa: E402
 from grid import OWN_OBJECTIVES, Cell, Grid  # noqa: E402
 from run import ADAPTER_OPTIONS, finished, run_cell  # noqa: E402
 from starts import started_teacher  # noqa: E402
-from summary import markdown, paired_difference, read_cells, summary_rows  # noqa: E402
+from summary import markdown, paired_difference, read_cells, summary_rows, teacher_markdown  # noqa: E402
 
 
 def test_the_grids_cells():
@@ -168,3 +168,9 @@ def test_rows_and_tables_come_from_the_cells_files(tmp_path):
     assert rows[1]["interval_against_fitnet"][0] < 6 < rows[1]["interval_against_fitnet"][1]
     lines = markdown(rows, "linear_top1").splitlines()
     assert lines[2] == "| fitnet | 31.0 ± 1.4 |  |" and lines[3].startswith("| singer | 37.0 ± 2.8 | +6.0 [")
+    lines = teacher_markdown(rows, "clean").splitlines()
+    assert [line.split(" | ")[:3] for line in lines[2:]] == [
+        ["| FitNet", "2", "31.0 ± 1.4"],
+        ["| SiNGER, the paper's", "2", "37.0 ± 2.8"],
+    ]
+    assert lines[3].split(" | ")[3].startswith("+6.0 [")

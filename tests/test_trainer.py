@@ -79,6 +79,49 @@ def test_the_papers_recipe_is_the_default(tmp_path):
     assert decayed == {1e-4}
 
 
+def test_the_adapter_has_its_own_learning_rate_on_the_same_schedule(tmp_path):
+    trainer = trainer_of(tmp_path, learning_rate=1e-3, adapter_learning_rate=5e-5, decay_all_parameters=False)
+    trainer.create_optimizer_and_scheduler(10)
+    names = {id(parameter): name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
+    found = [id(parameter) for group in trainer.optimizer.param_groups for parameter in group["params"]]
+    assert sorted(found) == sorted(names)  # each of them once
+    for expected in (1.0, (1 + 1e-4) / 2):  # at the start of the cosine, and half way
+        for group in trainer.optimizer.param_groups:
+            own = {names[id(parameter)].startswith("teacher.") for parameter in group["params"]}
+            assert len(own) < 2
+            if own:
+                assert group["lr"] == pytest.approx(expected * (5e-5 if own.pop() else 1e-3))
+        for _ in range(5):
+            trainer.optimizer.step()
+            trainer.lr_scheduler.step()
+
+
+def test_the_students_rate_for_the_adapter_is_the_plain_run(tmp_path):
+    runs = [
+        trainer_of(tmp_path / str(rate), max_steps=4, learning_rate=2e-3, adapter_learning_rate=rate)
+        for rate in (None, 2e-3, 0.0)
+    ]
+    start = weights(runs[2])
+    for trainer in runs:
+        trainer.train()
+    assert_same_weights(weights(runs[0]), weights(runs[1]))
+    unmoved = [name for name, tensor in weights(runs[2]).items() if torch.equal(tensor, start[name])]
+    assert {name for name in start if "lora_" in name} == {name for name in unmoved if "lora_" in name}
+    assert not any("projectors" in name for name in unmoved)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"adapter_learning_rate": -1e-4}, "must not be negative"),
+        ({"objective": "fitnet", "adapter_learning_rate": 1e-4}, "objective fitnet has no adapter"),
+    ],
+)
+def test_an_adapters_rate_that_means_nothing_is_an_error(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        DistillationArguments(str(tmp_path), use_cpu=True, **options)
+
+
 def test_gradient_accumulation_equals_the_larger_batch(tmp_path):
     """The mean over two halves; L_outlier's count of outliers is the same in every image."""
     big = trainer_of(tmp_path / "a", per_device_train_batch_size=8)

@@ -26,6 +26,20 @@ from scipy import stats
 ROOT = Path(__file__).parents[2]
 BASELINES = {"fitnet": "FitNet", "fitnet_layer_norm": "FitNet with normalised targets", "singer": "SiNGER"}
 """Recipe that others are compared with -> its name in a table."""
+NAMES = {
+    "teacher": "the teacher itself",
+    "untrained": "untrained",
+    "labels": "labels, no teacher",
+    "fitnet": "FitNet",
+    "fitnet_two_layers": "FitNet, SiNGER's layers",
+    "vitkd": "ViTKD",
+    "singer": "SiNGER, the paper's",
+    "singer_reference": "SiNGER, released code's",
+    "fitnet_layer_norm": "FitNet, normalised targets",
+    "singer_layer_norm": "SiNGER, normalised targets",
+    "fitnet_two_layers_mask": "FitNet, SiNGER's layers, masked",
+}
+"""Recipe -> its name in tables by teacher and in the figure, in their order; others follow under their own."""
 FIGURE_SCORES = ("linear_top1", "corrupted_top1", "camvid_miou")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 SCORES = {
@@ -129,6 +143,24 @@ def _texts(row: dict[str, Any] | None, baseline: str, digits: int) -> tuple[str,
     return value, f"{difference:+.{digits}f}{bounds}"
 
 
+def teacher_markdown(rows: list[dict[str, Any]], teacher: str) -> str:
+    """The table of one teacher: a line a recipe, every score between 0 and 100, and differences from FitNet."""
+    own = [row for row in rows if row["teacher"] in (teacher, "none")]
+    headings = ["linear top-1", "against FitNet", "k-NN", "corrupted", "CamVid mIoU", "against FitNet"]
+    lines = [f"| {teacher} teacher | seeds | {' | '.join(headings)} |", "|---" * 8 + "|"]
+    for recipe in sorted(dict.fromkeys(row["cell"] for row in own), key=_place):
+        of = {row["score"]: row for row in own if row["cell"] == recipe}
+        texts = {score: _texts(of.get(score), "fitnet", 1) for score in SCORES}
+        cells = [NAMES.get(recipe, recipe), str(of["linear_top1"]["seeds"]), *texts["linear_top1"]]
+        cells += [texts["knn_top1"][0], texts["corrupted_top1"][0], *texts["camvid_miou"]]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _place(recipe: str) -> int:
+    return list(NAMES).index(recipe) if recipe in NAMES else len(NAMES)
+
+
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Each recipe's paired difference from FitNet of the same teacher, with its interval; a panel a score."""
     import matplotlib
@@ -141,7 +173,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     if not scores:
         return
     teachers = list(dict.fromkeys(row["teacher"] for row in rows))
-    recipes = list(dict.fromkeys(row["cell"] for row in rows))[::-1]
+    recipes = sorted(dict.fromkeys(row["cell"] for row in rows), key=_place)[::-1]
     height = 1.2 + 0.14 * len(recipes) * (1 + len(teachers))
     figure, axes = plt.subplots(
         1, len(scores), figsize=(4.4 * len(scores), height), layout="constrained", squeeze=False, sharey=True
@@ -156,7 +188,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
                 means, heights, xerr=half, fmt="o", markersize=4, color=colour, capsize=2, label=f"{teacher} teacher"
             )
         axis.axvline(0, color="0.5", linewidth=1)
-        axis.set_yticks(range(len(recipes)), [recipe.replace("_", " ") for recipe in recipes])
+        axis.set_yticks(range(len(recipes)), [NAMES.get(recipe, recipe) for recipe in recipes])
         axis.set_xlabel(f"{SCORES[score][0]}, points above FitNet")
         axis.grid(axis="x", alpha=0.3)
     axes[0][0].legend(loc="best", fontsize="small")
@@ -176,6 +208,8 @@ def main() -> None:
     kept = [row for row in kept if row["grid"] != args.folder.name]
     found = [{"grid": args.folder.name} | row for row in rows]
     path.write_text(json.dumps(kept + found, indent=2) + "\n", encoding="utf-8")
+    for teacher in dict.fromkeys(row["teacher"] for row in rows if row["teacher"] != "none"):
+        print(teacher_markdown(rows, teacher), end="\n\n")
     for score in SCORES:
         if any(row["score"] == score for row in rows):
             for baseline in BASELINES:
