@@ -35,6 +35,7 @@ from grid import OWN_OBJECTIVES, Cell, Grid  # noqa: E402
 from run import ADAPTER_OPTIONS, finished, run_cell  # noqa: E402
 from starts import started_teacher  # noqa: E402
 from summary import markdown, paired_difference, read_cells, summary_rows, teacher_markdown  # noqa: E402
+from teachers import check_same  # noqa: E402
 
 
 def test_the_grids_cells():
@@ -89,6 +90,14 @@ def test_a_cell_without_distillation_scores_first_weights_or_the_teacher_and_lea
     assert scored["clean"].config.hidden_size == 32 and (tmp_path / "clean" / "config.json").exists()
     assert scored["none.untrained.3"].config.hidden_size == SIZES["hidden_size"]
     assert not list((tmp_path / "students").iterdir())
+
+
+def test_a_teacher_that_comes_out_otherwise_is_not_taken_for_the_recorded_one(tmp_path):
+    recorded = json.loads((STUDY.parent / "results" / "study" / "cpu" / "teachers.json").read_text())["artifacts"]
+    check_same("artifacts", recorded, recorded | {"planting": None}, tmp_path)
+    norms = [4.839, *recorded["largest_to_median"][1:]]  # what other kernels gave
+    with pytest.raises(ValueError, match="artifacts teacher that this machine trains is not the one of"):
+        check_same("artifacts", recorded, recorded | {"largest_to_median": norms}, tmp_path)
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ import torch
 import transformers
 from candidates import CandidateLoss, register_projectors
 from classifier import new_classifier, train_classifier
+from filelock import FileLock
 from grid import LABELS, OWN_OBJECTIVES, TEACHER, UNTRAINED, Cell, Grid
 from scores import likeness, linear_scores
 from starts import started_teacher
@@ -165,8 +166,10 @@ def main() -> None:
     register_projectors()
     folder, results = args.work / grid.name, RESULTS / grid.name
     data = {name: grid.data[name] for name in ("classes", "train_images", "test_images")}
-    prepare_images(folder, args.images, **data)
-    prepare_teachers(grid, folder, results, device)
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "preparation.lock"):  # of several processes one prepares, the others wait
+        prepare_images(folder, args.images, **data)
+        prepare_teachers(grid, folder, results, device)
     results.mkdir(parents=True, exist_ok=True)
     cells = grid.cells(candidates=args.candidates, seeds=args.seeds)
     cells = [cell for cell in cells if fnmatch.fnmatch(cell.name, args.only)][part::parts]

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from classifier import accuracy, new_classifier, train_classifier
 from grid import Grid
@@ -26,6 +27,9 @@ def prepare_teachers(grid: Grid, folder: Path, results: Path, device: torch.devi
     A teacher's options are those of [`plant_artifacts`]; `null` for the one without. All are tuned behind the planted
     block for equally long. `teachers.json` among the results says how they came out. The place of artifacts is fitted
     to background patches of test images, without their labels.
+
+    Raises:
+        ValueError: a teacher has come out otherwise than `teachers.json` among the results says it did.
     """
     missing = [name for name in grid.teachers if not (folder / name / "config.json").exists()]
     if not missing:
@@ -37,7 +41,7 @@ def prepare_teachers(grid: Grid, folder: Path, results: Path, device: torch.devi
     sizes, training = options.pop("sizes"), options | {"seed": 0, "device": device}
     trained = folder / "as_trained"
     report: dict[str, Any] = json.loads(written.read_text(encoding="utf-8")) if written.exists() else {}
-    report |= {"versions": versions(), "images": {"train": len(train), "test": len(test)}}
+    report = {"versions": versions(), "images": {"train": len(train), "test": len(test)}} | report
     if (trained / "config.json").exists():
         network = ViTForImageClassification.from_pretrained(trained)
         processor = ViTImageProcessor.from_pretrained(trained)
@@ -56,12 +60,28 @@ def prepare_teachers(grid: Grid, folder: Path, results: Path, device: torch.devi
         for part in (*model.vit.layers[block + 1 :], model.vit.layernorm, model.classifier):
             part.requires_grad_(True)
         train_classifier(model, processor, train, **(training | tuning))
-        report[name] = _measured(model, processor, test, pixels, device)
+        measured = _measured(model, processor, test, pixels, device)
         if found is not None:
-            report[name]["planting"] = {"fired_share": found.fired_share, "block": found.block}
+            measured["planting"] = {"fired_share": found.fired_share, "block": found.block}
+        check_same(name, report.setdefault(name, measured), measured, written)
         _save(model, processor, folder / name)
     results.mkdir(parents=True, exist_ok=True)
     written.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def check_same(name: str, recorded: dict[str, Any], measured: dict[str, Any], path: Path) -> None:
+    """Training is deterministic, but kernels differ between machines: students of two teachers must not be mixed."""
+    numbers = [_numbers(recorded), _numbers(measured)]
+    if not np.allclose(*numbers, rtol=1e-5):
+        raise ValueError(
+            f"The {name} teacher that this machine trains is not the one of {path}: {numbers[1]} here, {numbers[0]} "
+            "recorded. Move the results away to start anew, or use the kernels they were made with "
+            "(OPENBLAS_CORETYPE, number of threads)."
+        )
+
+
+def _numbers(report: dict[str, Any]) -> list[float]:
+    return [report["top1_accuracy"], *report["largest_to_median"], *report["high_norm_share"]]
 
 
 def _measured(model, processor, test, pixels, device) -> dict[str, Any]:
