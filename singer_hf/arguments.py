@@ -11,9 +11,9 @@ from transformers import TrainingArguments
 from .data.training_stream import STREAM_SPLITS
 from .faults.nonfinite import POLICIES
 from .layers import LAYER_MATCHINGS
+from .losses import check_median_ratio
 from .objectives import objective_class
 from .objectives.base import check_quantile
-from .objectives.feature_loss import check_mask_ratio
 from .objectives.projectors import PROJECTORS
 from .objectives.target_normalization import TARGET_NORMALIZATIONS
 
@@ -99,6 +99,19 @@ class DistillationArguments(TrainingArguments):
         metadata={
             "help": "singer, fitnet: patches of the target above so many times the batch's median norm are left out "
             "of the feature loss, e.g. 2.0. Default: none are (paper)."
+        },
+    )
+    outlier_min_ratio: Optional[float] = field(
+        default=None,
+        metadata={
+            "help": "singer: patches count as outliers in L_outlier only above so many times the batch's median norm, "
+            "e.g. 2.0, so that a teacher without artifacts keeps its norms. Default: the quantile decides (paper)."
+        },
+    )
+    detach_target: bool = field(
+        default=False,
+        metadata={
+            "help": "singer: L_KD does not train the adapter, L_outlier and L_info alone do. False in the paper."
         },
     )
     vitkd_mimicking_weight: float = field(default=3e-5, metadata={"help": "vitkd: α (official: 3e-5)."})
@@ -198,16 +211,24 @@ class DistillationArguments(TrainingArguments):
     def _validate(self) -> None:
         kind = objective_class(self.objective)
         check_quantile(self.outlier_quantile)
-        check_mask_ratio(self.outlier_mask_ratio)
+        for name in ("outlier_mask_ratio", "outlier_min_ratio"):
+            check_median_ratio(name, getattr(self, name))
         if self.objective == "vitkd":
             for name, default in (("target_normalization", "none"), ("outlier_mask_ratio", None)):
                 if getattr(self, name) != default:
                     raise ValueError(f"{name} is an option of singer and fitnet, but the objective is vitkd.")
-        if self.adapter_learning_rate is not None:
-            if not kind.uses_adapter:
-                raise ValueError(f"adapter_learning_rate is given, but the objective {self.objective} has no adapter.")
-            if self.adapter_learning_rate < 0:
-                raise ValueError(f"adapter_learning_rate must not be negative, got {self.adapter_learning_rate}.")
+        if not kind.uses_adapter:
+            for name, default in (
+                ("adapter_learning_rate", None),
+                ("outlier_min_ratio", None),
+                ("detach_target", False),
+            ):
+                if getattr(self, name) != default:
+                    raise ValueError(
+                        f"{name} is an option of singer, but the objective {self.objective} has no adapter."
+                    )
+        if self.adapter_learning_rate is not None and self.adapter_learning_rate < 0:
+            raise ValueError(f"adapter_learning_rate must not be negative, got {self.adapter_learning_rate}.")
         _one_of("projector", self.projector, PROJECTORS)
         _one_of("target_normalization", self.target_normalization, TARGET_NORMALIZATIONS)
         _one_of("normalization", self.normalization, NORMALIZATIONS)

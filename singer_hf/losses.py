@@ -38,20 +38,38 @@ def norm_quantile(norms: Tensor, quantile: float) -> Tensor:
     return torch.lerp(lower, upper, position - below)
 
 
-def outlier_loss(norms: Tensor, quantile: float, power: int = 1) -> Tensor:
+def outlier_loss(norms: Tensor, quantile: float, power: int = 1, min_ratio: float | None = None) -> Tensor:
     """One layer of L_outlier: mean over {(b, i): norm above q_b} of (norm − q_b)^power; 0 where no norm is above.
 
     Args:
         norms: (B, n) patch norms of F̂.
         quantile: α.
         power: p, 1 in the paper, 2 in the released code.
+        min_ratio: see [`far_above_median`]; norms that are not count as no outliers either. `None` in the paper.
     """
     threshold = norm_quantile(norms, quantile)
     above = norms > threshold
+    if min_ratio is not None:
+        above = above & far_above_median(norms, min_ratio)
     # Not norms[above], whose shape would depend on the data, which torch.compile cannot follow; nor clamp(min=0),
     # whose gradient at a norm equal to the quantile is 1 or 0 depending on torch's version.
     excess = torch.where(above, norms - threshold, 0.0)
     return excess.pow(power).sum() / above.sum().clamp(min=1)
+
+
+def far_above_median(norms: Tensor, ratio: float) -> Tensor:
+    """(B, n) patch norms -> bool (B, n), whether a norm is above `ratio` times the batch's median.
+
+    Of the batch, since most patches of one image may be artifacts. Each process takes its own batch's, so that a patch
+    near the threshold may be judged otherwise in a run over more processes.
+    """
+    return norms > ratio * norms.median()
+
+
+def check_median_ratio(name: str, ratio: float | None) -> None:
+    """Raises ValueError, naming the option, unless the ratio is `None` or above 1."""
+    if ratio is not None and not ratio > 1:
+        raise ValueError(f"{name} is a multiple of the median norm and must be above 1, got {ratio}.")
 
 
 def gram_matrix(patches: Tensor) -> Tensor:

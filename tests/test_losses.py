@@ -5,8 +5,11 @@ from singer_hf.artifacts import outlier_norm_share, peak_to_median
 from singer_hf.losses import gram_distance, gram_loss, gram_matrix, kd_loss, norm_quantile, outlier_loss, patch_norms
 
 
-def naive_outlier_loss(norms, quantile, power):
-    """METHOD's formula with loops: the mean over all patches, of all images, above their image's quantile."""
+def naive_outlier_loss(norms, quantile, power, least=0.0):
+    """METHOD's formula with loops: the mean over all patches, of all images, above their image's quantile.
+
+    `least`: patches whose norm is not above it are no outliers either.
+    """
     values = []
     for row in norms.tolist():
         ordered = sorted(row)
@@ -14,7 +17,7 @@ def naive_outlier_loss(norms, quantile, power):
         low = int(position)
         high = min(low + 1, len(row) - 1)
         threshold = ordered[low] + (position - low) * (ordered[high] - ordered[low])
-        values += [(norm - threshold) ** power for norm in row if norm > threshold]
+        values += [(norm - threshold) ** power for norm in row if norm > max(threshold, least)]
     return sum(values) / len(values) if values else 0.0
 
 
@@ -42,6 +45,22 @@ def test_outlier_loss_without_outliers_is_zero():
     assert loss.item() == 0
     loss.backward()
     assert torch.equal(norms.grad, torch.zeros(2, 10))
+
+
+@pytest.mark.parametrize("power", [1, 2])
+def test_outliers_may_have_to_be_far_above_the_batchs_median(power):
+    norms = torch.rand(3, 41, dtype=torch.float64) + 1
+    norms[0, :3] = torch.tensor([9.0, 5.0, 3.05])
+    norms[1, :9] = 8.0  # more than the quantile leaves above itself
+    least = 2.0 * sorted(norms.flatten().tolist())[61]
+    found = outlier_loss(norms, 0.9, power, min_ratio=2.0)
+    assert found.item() == pytest.approx(naive_outlier_loss(norms, 0.9, power, least))
+    assert found > outlier_loss(norms, 0.9, power) > 0  # a mean over the long ones alone
+    plain = norms.clamp(max=2.0).requires_grad_(True)
+    assert outlier_loss(plain, 0.9, power) > 0
+    none = outlier_loss(plain, 0.9, power, min_ratio=2.0)
+    none.backward()
+    assert none.item() == 0 and torch.equal(plain.grad, torch.zeros_like(plain))
 
 
 def test_the_quantile_is_not_differentiated_through():

@@ -91,6 +91,37 @@ def test_singer_is_the_papers_formula():
     assert terms["loss_info"].item() == pytest.approx(5.0 * sum(info) / 2)
 
 
+def test_outliers_of_singer_may_have_to_be_far_above_the_median():
+    options = {"teacher_layers": LAYERS, "outlier_weight": 0.3, "outlier_quantile": 0.5}
+    objective = SingerObjective(*pair(), **options, outlier_min_ratio=1.3).double()
+    step, expected = step_of(objective), 0.0
+    for hidden in refined_features(objective, step).values():
+        norms = hidden[:, 1:].norm(dim=-1)
+        expected += naive_outlier_loss(norms, 0.5, 1, least=1.3 * norms.median().item()) / len(LAYERS)
+    found = objective(step).terms["loss_outlier"].item()
+    assert found == pytest.approx(0.3 * expected) and found > 0
+    plain = SingerObjective(objective.teacher, objective.student, **options).double()(step)
+    assert plain.terms["loss_outlier"].item() != pytest.approx(found)
+
+
+@pytest.mark.parametrize("kind", [SingerObjective, ReferenceSingerObjective])
+def test_a_detached_target_changes_the_adapters_gradient_alone(kind):
+    options = {"teacher_layers": LAYERS, "outlier_weight": 0.3, "info_weight": 5.0, "outlier_quantile": 0.9}
+    plain = kind(*pair(), **options).double()
+    detached = kind(plain.teacher, plain.student, **options, detach_target=True).double()
+    detached.load_state_dict(plain.state_dict())
+    adapter = [p for name, p in plain.teacher.model.named_parameters() if "lora_" in name]
+    others = list(plain.student.blocks[0].parameters())
+    terms, changed = plain(step_of(plain)).terms, detached(step_of(plain)).terms
+    torch.testing.assert_close(changed, terms)
+    without_kd = terms["loss_outlier"] + terms["loss_info"]
+    expected = torch.autograd.grad(without_kd, adapter, retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(sum(changed.values()), adapter, retain_graph=True), expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(sum(changed.values()), others), torch.autograd.grad(sum(terms.values()), others)
+    )
+
+
 def test_singer_reference_is_the_released_formula():
     objective = ReferenceSingerObjective(
         *pair(), teacher_layers=LAYERS, outlier_weight=1.0, outlier_quantile=0.9

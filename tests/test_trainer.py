@@ -114,10 +114,13 @@ def test_the_students_rate_for_the_adapter_is_the_plain_run(tmp_path):
     ("options", "message"),
     [
         ({"adapter_learning_rate": -1e-4}, "must not be negative"),
-        ({"objective": "fitnet", "adapter_learning_rate": 1e-4}, "objective fitnet has no adapter"),
+        ({"objective": "fitnet", "adapter_learning_rate": 1e-4}, "adapter_learning_rate is .* fitnet has no adapter"),
+        ({"objective": "fitnet", "outlier_min_ratio": 2.0}, "outlier_min_ratio is .* fitnet has no adapter"),
+        ({"objective": "vitkd", "detach_target": True}, "detach_target is .* vitkd has no adapter"),
+        ({"outlier_min_ratio": 1.0}, "outlier_min_ratio is a multiple of the median norm and must be above 1"),
     ],
 )
-def test_an_adapters_rate_that_means_nothing_is_an_error(tmp_path, options, message):
+def test_an_adapters_option_that_means_nothing_is_an_error(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         DistillationArguments(str(tmp_path), use_cpu=True, **options)
 

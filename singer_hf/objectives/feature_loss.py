@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..losses import full_precision, kd_loss, patch_norms
+from ..losses import check_median_ratio, far_above_median, full_precision, kd_loss, patch_norms
 from .target_normalization import target_normalization
 
 
@@ -15,11 +15,9 @@ class FeatureLoss(nn.Module):
 
     Args:
         normalize_target: a name in `TARGET_NORMALIZATIONS`; "none" in the paper.
-        mask_ratio: patches of the target longer than so many times the batch's median patch norm add nothing to the
-            loss: what the student puts there, it is not told. Of the batch, since most patches of one image may be
-            artifacts; each process takes its own batch's, so that a patch near the threshold may be judged otherwise
-            in a run over more processes. `None` in the paper: every token counts. Ours; where no patch is that long
-            the loss is the paper's to the bit.
+        mask_ratio: patches of the target longer than so many times the batch's median patch norm (see
+            [`far_above_median`]) add nothing to the loss: what the student puts there, it is not told. `None` in the
+            paper: every token counts. Ours; where no patch is that long the loss is the paper's to the bit.
 
     Raises:
         ValueError: an unknown name, a ratio of 1 or less (which would mask half of the patches of any image).
@@ -27,7 +25,7 @@ class FeatureLoss(nn.Module):
 
     def __init__(self, normalize_target: str = "none", mask_ratio: float | None = None):
         super().__init__()
-        check_mask_ratio(mask_ratio)
+        check_median_ratio("outlier_mask_ratio", mask_ratio)
         self.normalize_target = target_normalization(normalize_target)
         self.mask_ratio = mask_ratio
 
@@ -48,12 +46,5 @@ class FeatureLoss(nn.Module):
 
     def _kept(self, target: Tensor, num_prefix_tokens: int) -> Tensor:
         """(B, N, d) -> (B, N), False for patches of too high a norm."""
-        norms = patch_norms(target[:, num_prefix_tokens:])
-        kept = norms <= self.mask_ratio * norms.median()
+        kept = ~far_above_median(patch_norms(target[:, num_prefix_tokens:]), self.mask_ratio)
         return F.pad(kept, (num_prefix_tokens, 0), value=True)
-
-
-def check_mask_ratio(ratio: float | None) -> None:
-    """Raises ValueError unless it is `None` or above 1."""
-    if ratio is not None and not ratio > 1:
-        raise ValueError(f"outlier_mask_ratio is a multiple of the median norm and must be above 1, got {ratio}.")

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..layers import default_teacher_layers
-from ..losses import gram_loss, kd_loss, outlier_loss, patch_norms
+from ..losses import check_median_ratio, gram_loss, kd_loss, outlier_loss, patch_norms
 from .base import DistillationStep, Objective, ObjectiveOutput, artifact_statistics, register_objective
 from .feature_loss import FeatureLoss
 from .projectors import build_projector
@@ -27,6 +27,11 @@ class SingerObjective(Objective):
         info_weight: λ_info, 1.0 in the paper.
         projector: a name in `PROJECTORS`.
         normalize_target, outlier_mask_ratio: of L_KD alone, applied to F̂: see [`FeatureLoss`].
+        outlier_min_ratio: L_outlier counts patches above so many times the batch's median norm alone, see
+            [`outlier_loss`]; where there are none it is 0, and a teacher without artifacts keeps its norms. `None` in
+            the paper: the longest 1 − α of an image are always outliers. Ours.
+        detach_target: whether L_KD leaves the adapter alone, which L_outlier and L_info train then. The paper trains
+            it by all three, and L_KD rewards a target that is easy to learn rather than one worth learning. Ours.
 
     Raises:
         ValueError: α outside (0, 1), a negative weight, a distilled layer that carries no adapter.
@@ -47,10 +52,14 @@ class SingerObjective(Objective):
         projector: str = "linear",
         normalize_target: str = "none",
         outlier_mask_ratio: float | None = None,
+        outlier_min_ratio: float | None = None,
+        detach_target: bool = False,
         **common: Any,
     ):
         super().__init__(teacher, student, **common)
+        check_median_ratio("outlier_min_ratio", outlier_min_ratio)
         self.feature_loss = FeatureLoss(normalize_target, outlier_mask_ratio)
+        self.outlier_min_ratio, self.detach_target = outlier_min_ratio, detach_target
         self.weights = {"kd": kd_weight, "outlier": outlier_weight, "info": info_weight}
         for term, weight in self.weights.items():
             if weight < 0:
@@ -81,6 +90,8 @@ class SingerObjective(Objective):
             "projector": args.projector,
             "normalize_target": args.target_normalization,
             "outlier_mask_ratio": args.outlier_mask_ratio,
+            "outlier_min_ratio": args.outlier_min_ratio,
+            "detach_target": args.detach_target,
         }
 
     @property
@@ -94,10 +105,10 @@ class SingerObjective(Objective):
         kd, outlier, info = [], [], []
         for layer, student_layer in zip(self.teacher_layers, self.student_layers, strict=True):
             student = aligner.align_student(step.student.hidden[student_layer])
-            target = aligner.align_teacher(refined[layer])
+            target = aligner.align_teacher(refined[layer].detach() if self.detach_target else refined[layer])
             kd.append(self.feature_loss(self.projectors[str(layer)](student), target, aligner.num_prefix_tokens))
             norms = patch_norms(self._teacher_patches(step, refined[layer]))
-            outlier.append(outlier_loss(norms, self.outlier_quantile, self.outlier_power))
+            outlier.append(outlier_loss(norms, self.outlier_quantile, self.outlier_power, self.outlier_min_ratio))
             info.append(self.info_loss(layer, refined, step))
         terms = {"kd": kd, "outlier": outlier, "info": info}
         before = [self._teacher_patches(step, step.teacher.hidden[layer]) for layer in self.teacher_layers]
