@@ -14,10 +14,14 @@ from .layers import LAYER_MATCHINGS
 from .losses import check_median_ratio
 from .objectives import objective_class
 from .objectives.base import check_quantile
+from .objectives.feature_loss import check_prefix_share
 from .objectives.projectors import PROJECTORS
 from .objectives.target_normalization import TARGET_NORMALIZATIONS
 
 NORMALIZATIONS = ("own", "imagenet")
+FEATURE_LOSS_OPTIONS = {"target_normalization": "none", "outlier_mask_ratio": None, "prefix_share": None}
+ADAPTER_OPTIONS = {"adapter_learning_rate": None, "outlier_min_ratio": None, "detach_target": False}
+"""Options of some objectives, with the values that leave them out."""
 
 
 @dataclass
@@ -99,6 +103,13 @@ class DistillationArguments(TrainingArguments):
         metadata={
             "help": "singer, fitnet: patches of the target above so many times the batch's median norm are left out "
             "of the feature loss, e.g. 2.0. Default: none are (paper)."
+        },
+    )
+    prefix_share: Optional[float] = field(
+        default=None,
+        metadata={
+            "help": "singer, fitnet: share of the feature loss that prefix tokens (CLS, registers) have, e.g. 0.5. "
+            "Default: their share of the tokens (paper)."
         },
     )
     outlier_min_ratio: Optional[float] = field(
@@ -214,15 +225,12 @@ class DistillationArguments(TrainingArguments):
         for name in ("outlier_mask_ratio", "outlier_min_ratio"):
             check_median_ratio(name, getattr(self, name))
         if self.objective == "vitkd":
-            for name, default in (("target_normalization", "none"), ("outlier_mask_ratio", None)):
+            for name, default in FEATURE_LOSS_OPTIONS.items():
                 if getattr(self, name) != default:
                     raise ValueError(f"{name} is an option of singer and fitnet, but the objective is vitkd.")
+        check_prefix_share(self.prefix_share)
         if not kind.uses_adapter:
-            for name, default in (
-                ("adapter_learning_rate", None),
-                ("outlier_min_ratio", None),
-                ("detach_target", False),
-            ):
+            for name, default in ADAPTER_OPTIONS.items():
                 if getattr(self, name) != default:
                     raise ValueError(
                         f"{name} is an option of singer, but the objective {self.objective} has no adapter."

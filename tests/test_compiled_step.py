@@ -30,7 +30,7 @@ def test_a_step_compiles_to_one_graph(tmp_path):
 
 def test_a_step_with_options_beyond_the_paper_compiles_to_one_graph(tmp_path):
     check_one_graph(tmp_path, "vit", "fitnet", target_normalization="layer_norm", outlier_mask_ratio=1.2)
-    check_one_graph(tmp_path, "vit", "singer", outlier_min_ratio=1.2, detach_target=True)
+    check_one_graph(tmp_path, "vit", "singer", outlier_min_ratio=1.2, detach_target=True, prefix_share=0.5)
 
 
 @pytest.mark.slow

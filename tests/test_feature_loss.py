@@ -100,6 +100,28 @@ def test_without_long_patches_the_loss_is_the_papers_to_the_bit():
     assert torch.equal(*(torch.autograd.grad(each, projected)[0] for each in (loss, plain)))
 
 
+@pytest.mark.parametrize("mask", [None, 2.0])
+def test_prefix_tokens_have_their_share_of_the_loss(mask):
+    projected, target = tokens_with_long_patches((0, 4))
+    kept = torch.ones(2, 10, 1, dtype=torch.float64)
+    if mask:
+        kept[0, 4] = 0
+    error = kept * (projected - target) ** 2
+    loss = FeatureLoss(mask_ratio=mask, prefix_share=0.3)(projected, target, 2)
+    torch.testing.assert_close(loss, 0.3 * error[:, :2].mean() + 0.7 * error[:, 2:].mean())
+    own_share = FeatureLoss(mask_ratio=mask, prefix_share=2 / 10)(projected, target, 2)
+    torch.testing.assert_close(own_share, FeatureLoss(mask_ratio=mask)(projected, target, 2))
+    with pytest.raises(ValueError, match="share no prefix token"):
+        FeatureLoss(prefix_share=0.3)(projected, target, 0)
+
+
+@pytest.mark.parametrize("objective", ["singer", "singer_reference", "fitnet"])
+def test_a_run_with_a_share_for_prefix_tokens(tmp_path, objective):
+    trainer = trainer_of(tmp_path, objective=objective, prefix_share=0.5)
+    assert trainer.model.objective.feature_loss.prefix_share == 0.5
+    assert trainer.train().training_loss > 0
+
+
 def test_singer_masks_by_the_refined_norms_and_the_adapter_learns_nothing_there():
     options = {"teacher_layers": LAYERS, "outlier_quantile": 0.9, "outlier_weight": 0.0, "info_weight": 0.0}
     objective = SingerObjective(*pair(), **options, outlier_mask_ratio=1.2).double()
@@ -136,6 +158,8 @@ def test_a_run_with_masked_outliers(tmp_path, objective):
 def test_options_that_cannot_be_meant(tmp_path):
     with pytest.raises(ValueError, match=r"outlier_mask_ratio is a multiple .* above 1, got 1"):
         trainer_of(tmp_path, outlier_mask_ratio=1.0)
-    for option in ({"outlier_mask_ratio": 2.0}, {"target_normalization": "layer_norm"}):
+    with pytest.raises(ValueError, match="prefix_share must lie strictly between 0 and 1, got 1"):
+        trainer_of(tmp_path, prefix_share=1.0)
+    for option in ({"outlier_mask_ratio": 2.0}, {"target_normalization": "layer_norm"}, {"prefix_share": 0.5}):
         with pytest.raises(ValueError, match=f"{next(iter(option))} is an option of singer.* objective is vitkd"):
             trainer_of(tmp_path, objective="vitkd", **option)

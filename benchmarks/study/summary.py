@@ -38,6 +38,9 @@ NAMES = {
     "fitnet_layer_norm": "FitNet, normalised targets",
     "singer_layer_norm": "SiNGER, normalised targets",
     "fitnet_two_layers_mask": "FitNet, SiNGER's layers, masked",
+    "fitnet_mask_prefix": "FitNet, SiNGER's layers, masked, CLS",
+    "singer_gated": "SiNGER, gated",
+    "singer_gated_prefix": "SiNGER, gated, CLS",
 }
 """Recipe -> its name in tables by teacher and in the figure, in their order; others follow under their own."""
 FIGURE_SCORES = ("linear_top1", "corrupted_top1", "camvid_miou")

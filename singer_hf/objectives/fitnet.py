@@ -20,7 +20,7 @@ class FitNetObjective(Objective):
     Args:
         teacher, student, and the options of every objective: see [`Objective`].
         projector: a name in `PROJECTORS`.
-        normalize_target, outlier_mask_ratio: of the loss, applied to F: see [`FeatureLoss`].
+        normalize_target, outlier_mask_ratio, prefix_share: of the loss, applied to F: see [`FeatureLoss`].
     """
 
     name = "fitnet"
@@ -33,10 +33,11 @@ class FitNetObjective(Objective):
         projector: str = "linear",
         normalize_target: str = "none",
         outlier_mask_ratio: float | None = None,
+        prefix_share: float | None = None,
         **common: Any,
     ):
         super().__init__(teacher, student, **common)
-        self.feature_loss = FeatureLoss(normalize_target, outlier_mask_ratio)
+        self.feature_loss = FeatureLoss(normalize_target, outlier_mask_ratio, prefix_share)
         self.projectors = nn.ModuleDict(
             {
                 str(layer): build_projector(projector, student.hidden_size, teacher.hidden_size)
@@ -55,6 +56,7 @@ class FitNetObjective(Objective):
             "projector": args.projector,
             "normalize_target": args.target_normalization,
             "outlier_mask_ratio": args.outlier_mask_ratio,
+            "prefix_share": args.prefix_share,
         }
 
     def forward(self, step: DistillationStep) -> ObjectiveOutput:

@@ -26,7 +26,7 @@ class SingerObjective(Objective):
         outlier_weight: λ_outlier, 0.01 in the paper.
         info_weight: λ_info, 1.0 in the paper.
         projector: a name in `PROJECTORS`.
-        normalize_target, outlier_mask_ratio: of L_KD alone, applied to F̂: see [`FeatureLoss`].
+        normalize_target, outlier_mask_ratio, prefix_share: of L_KD alone, applied to F̂: see [`FeatureLoss`].
         outlier_min_ratio: L_outlier counts patches above so many times the batch's median norm alone, see
             [`outlier_loss`]; where there are none it is 0, and a teacher without artifacts keeps its norms. `None` in
             the paper: the longest 1 − α of an image are always outliers. Ours.
@@ -52,13 +52,14 @@ class SingerObjective(Objective):
         projector: str = "linear",
         normalize_target: str = "none",
         outlier_mask_ratio: float | None = None,
+        prefix_share: float | None = None,
         outlier_min_ratio: float | None = None,
         detach_target: bool = False,
         **common: Any,
     ):
         super().__init__(teacher, student, **common)
         check_median_ratio("outlier_min_ratio", outlier_min_ratio)
-        self.feature_loss = FeatureLoss(normalize_target, outlier_mask_ratio)
+        self.feature_loss = FeatureLoss(normalize_target, outlier_mask_ratio, prefix_share)
         self.outlier_min_ratio, self.detach_target = outlier_min_ratio, detach_target
         self.weights = {"kd": kd_weight, "outlier": outlier_weight, "info": info_weight}
         for term, weight in self.weights.items():
@@ -90,6 +91,7 @@ class SingerObjective(Objective):
             "projector": args.projector,
             "normalize_target": args.target_normalization,
             "outlier_mask_ratio": args.outlier_mask_ratio,
+            "prefix_share": args.prefix_share,
             "outlier_min_ratio": args.outlier_min_ratio,
             "detach_target": args.detach_target,
         }
