@@ -5,7 +5,7 @@
 Writes `summary.json` beside the grid's folder (rows of other grids stay): rows, each of a cell (teacher, recipe) and a
 score, with mean and standard deviation over seeds, and the paired differences from each of `BASELINES` of the same
 teacher with their 95 % intervals and numbers of pairs. Prints Markdown tables, and draws
-`docs/images/study_<grid>.png`.
+`docs/images/study_<grid>.png` (paired differences) and `study_<grid>_scores.png` (every student).
 
 Cells of one seed share the order of images, augmentation and the student's first weights, so differences are taken
 seed by seed: mean ± t(0.975, n − 1) s / √n. Of one seed there is no interval. The interval covers what changes with
@@ -43,6 +43,8 @@ NAMES = {
     "singer_gated_prefix": "SiNGER, gated, CLS",
 }
 """Recipe -> its name in tables by teacher and in the figure, in their order; others follow under their own."""
+BOUNDS = ("teacher", "untrained")
+"""Recipes that bound what a student can have, drawn as lines."""
 FIGURE_SCORES = ("linear_top1", "corrupted_top1", "camvid_miou")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 SCORES = {
@@ -104,7 +106,7 @@ def summary_rows(cells: dict[tuple[str, str], dict[int, dict[str, float]]]) -> l
                 "seeds": len(own),
             }
             for baseline in BASELINES:
-                if recipe == baseline or teacher == "none":
+                if recipe == baseline or recipe in BOUNDS or teacher == "none":
                     continue
                 difference = paired_difference(own, values(teacher, baseline, score))
                 row[f"difference_from_{baseline}"] = difference and difference["mean"]
@@ -199,11 +201,59 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
+def draw_scores(cells: dict[tuple[str, str], dict[int, dict[str, float]]], path: Path) -> None:
+    """Every student of a recipe of `NAMES` as a point, a panel a score; lines: the teachers, untrained students."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    recipes = [name for name in NAMES if any(of == name for _, of in cells) and name not in BOUNDS][::-1]
+    teachers = [name for name in dict.fromkeys(teacher for teacher, _ in sorted(cells)) if name != "none"]
+    scores = [
+        score for score in FIGURE_SCORES if any(score in of for seeds in cells.values() for of in seeds.values())
+    ]
+    if not recipes or not scores:
+        return
+    figure, axes = plt.subplots(
+        1, len(scores), figsize=(4.4 * len(scores), 1.2 + 0.32 * len(recipes)), layout="constrained", squeeze=False
+    )
+    for panel, (axis, score) in enumerate(zip(axes[0], scores, strict=True)):
+        for number, teacher in enumerate([*teachers, "none"]):
+            points = [
+                (SCORES[score][1] * of[score], recipes.index(recipe) + 0.22 * ((len(teachers) - 1) / 2 - number))
+                for (own, recipe), seeds in cells.items()
+                if own == teacher and recipe in recipes
+                for of in seeds.values()
+                if score in of
+            ]
+            colour = (*COLOURS[: len(teachers)], "0.3")[number]
+            label = "no teacher" if teacher == "none" else f"{teacher} teacher"
+            if points:
+                axis.plot(*zip(*points, strict=True), "o", markersize=4, color=colour, alpha=0.7, label=label)
+        for (teacher, recipe), seeds in cells.items():
+            if recipe in BOUNDS:
+                colour = "0.3" if teacher == "none" else COLOURS[teachers.index(teacher)]
+                mean = statistics.fmean(of[score] for of in seeds.values() if score in of)
+                axis.axvline(SCORES[score][1] * mean, color=colour, linestyle=":" if teacher == "none" else "--")
+        for label, line in (("the teacher itself", "--"), ("untrained student", ":")):
+            axis.plot([], [], color="0.3", linestyle=line, label=label)
+        axis.set_yticks(range(len(recipes)), [NAMES[name] for name in recipes] if panel == 0 else [])
+        axis.set_ylim(-0.6, len(recipes) - 0.4)
+        axis.set_xlabel(SCORES[score][0])
+        axis.grid(alpha=0.3)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize="small")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="results of a grid's cells")
     args = parser.parse_args()
-    rows = summary_rows(read_cells(args.folder))
+    cells = read_cells(args.folder)
+    rows = summary_rows(cells)
     if not rows:
         raise SystemExit(f"error: {args.folder} holds no results of cells: run benchmarks/study/run.py first.")
     path = args.folder.parent / "summary.json"
@@ -217,7 +267,9 @@ def main() -> None:
         if any(row["score"] == score for row in rows):
             for baseline in BASELINES:
                 print(markdown(rows, score, baseline), end="\n\n")
-    draw(rows, ROOT / "docs" / "images" / f"study_{args.folder.name}.png")
+    images = ROOT / "docs" / "images"
+    draw(rows, images / f"study_{args.folder.name}.png")
+    draw_scores(cells, images / f"study_{args.folder.name}_scores.png")
 
 
 if __name__ == "__main__":
