@@ -125,6 +125,16 @@ def test_an_adapters_option_that_means_nothing_is_an_error(tmp_path, options, me
         DistillationArguments(str(tmp_path), use_cpu=True, **options)
 
 
+@pytest.mark.parametrize("objective", ["singer", "singer_reference"])
+def test_without_the_feature_losses_gradient_the_adapter_still_trains(tmp_path, objective):
+    trainer = trainer_of(tmp_path, objective=objective, outlier_min_ratio=1.2, detach_target=True)
+    assert not any("lora_" in name for name in trainer.untrained)
+    start = weights(trainer)
+    trainer.train()
+    moved = {name for name, tensor in weights(trainer).items() if not torch.equal(tensor, start[name])}
+    assert {name for name in start if "lora_" in name} <= moved
+
+
 def test_gradient_accumulation_equals_the_larger_batch(tmp_path):
     """The mean over two halves; L_outlier's count of outliers is the same in every image."""
     big = trainer_of(tmp_path / "a", per_device_train_batch_size=8)
