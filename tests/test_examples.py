@@ -259,8 +259,9 @@ def test_configurations_parse_and_name_the_papers_row_or_say_they_have_none(path
     assert script.teacher.startswith("timm/") and script.student in distill.STUDENT_SIZES
     assert (args.learning_rate, args.weight_decay, args.num_train_epochs) == (1e-3, 1e-4, 100)
     text = path.read_text()
-    assert ("not of the paper" if path.stem.endswith("_masked") else "Table 1") in text and path.name in text
-    assert len(CONFIGS) == 6
+    ours = path.stem.endswith(("_masked", "_gated"))
+    assert ("not of the paper" if ours else "Table 1") in text and path.name in text
+    assert len(CONFIGS) == 7
 
 
 @pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "examples").glob("*.py")))
