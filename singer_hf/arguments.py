@@ -19,9 +19,9 @@ from .objectives.projectors import PROJECTORS
 from .objectives.target_normalization import TARGET_NORMALIZATIONS
 
 NORMALIZATIONS = ("own", "imagenet")
-FEATURE_LOSS_OPTIONS = {"target_normalization": "none", "outlier_mask_ratio": None, "prefix_share": None}
-ADAPTER_OPTIONS = {"adapter_learning_rate": None, "outlier_min_ratio": None, "detach_target": False}
-"""Options of some objectives, with the values that leave them out."""
+# Options of some objectives, with the values that leave them out.
+_OF_FEATURE_LOSS = {"target_normalization": "none", "outlier_mask_ratio": None, "prefix_share": None}
+_OF_ADAPTER = {"adapter_learning_rate": None, "outlier_min_ratio": None, "detach_target": False}
 
 
 @dataclass
@@ -108,15 +108,15 @@ class DistillationArguments(TrainingArguments):
     prefix_share: Optional[float] = field(
         default=None,
         metadata={
-            "help": "singer, fitnet: share of the feature loss that prefix tokens (CLS, registers) have, e.g. 0.5. "
-            "Default: their share of the tokens (paper)."
+            "help": "singer, fitnet: share of the feature loss that prefix tokens (CLS, and registers where both "
+            "models have them) have together, e.g. 0.5. Default: their share of the tokens (paper)."
         },
     )
     outlier_min_ratio: Optional[float] = field(
         default=None,
         metadata={
-            "help": "singer: patches count as outliers in L_outlier only above so many times the batch's median norm, "
-            "e.g. 2.0, so that a teacher without artifacts keeps its norms. Default: the quantile decides (paper)."
+            "help": "singer: of the patches above the quantile, L_outlier shortens those alone that are above so many "
+            "times the batch's median norm, e.g. 2.0; in a teacher without artifacts none. Default: all (paper)."
         },
     )
     detach_target: bool = field(
@@ -224,13 +224,15 @@ class DistillationArguments(TrainingArguments):
         check_quantile(self.outlier_quantile)
         for name in ("outlier_mask_ratio", "outlier_min_ratio"):
             check_median_ratio(name, getattr(self, name))
-        if self.objective == "vitkd":
-            for name, default in FEATURE_LOSS_OPTIONS.items():
+        if not kind.uses_feature_loss:
+            for name, default in _OF_FEATURE_LOSS.items():
                 if getattr(self, name) != default:
-                    raise ValueError(f"{name} is an option of singer and fitnet, but the objective is vitkd.")
+                    raise ValueError(
+                        f"{name} is an option of singer and fitnet, but the objective is {self.objective}."
+                    )
         check_prefix_share(self.prefix_share)
         if not kind.uses_adapter:
-            for name, default in ADAPTER_OPTIONS.items():
+            for name, default in _OF_ADAPTER.items():
                 if getattr(self, name) != default:
                     raise ValueError(
                         f"{name} is an option of singer, but the objective {self.objective} has no adapter."

@@ -45,23 +45,23 @@ def outlier_loss(norms: Tensor, quantile: float, power: int = 1, min_ratio: floa
         norms: (B, n) patch norms of F̂.
         quantile: α.
         power: p, 1 in the paper, 2 in the released code.
-        min_ratio: see [`far_above_median`]; norms that are not count as no outliers either. `None` in the paper.
+        min_ratio: norms that are not [`far_above_median`] add nothing, though they stay in the mean's count, which is
+            then the same however a batch is split. `None` in the paper.
     """
     threshold = norm_quantile(norms, quantile)
     above = norms > threshold
-    if min_ratio is not None:
-        above = above & far_above_median(norms, min_ratio)
+    counted = above if min_ratio is None else above & far_above_median(norms, min_ratio)
     # Not norms[above], whose shape would depend on the data, which torch.compile cannot follow; nor clamp(min=0),
     # whose gradient at a norm equal to the quantile is 1 or 0 depending on torch's version.
-    excess = torch.where(above, norms - threshold, 0.0)
+    excess = torch.where(counted, norms - threshold, 0.0)
     return excess.pow(power).sum() / above.sum().clamp(min=1)
 
 
 def far_above_median(norms: Tensor, ratio: float) -> Tensor:
     """(B, n) patch norms -> bool (B, n), whether a norm is above `ratio` times the batch's median.
 
-    Of the batch, since most patches of one image may be artifacts. Each process takes its own batch's, so that a patch
-    near the threshold may be judged otherwise in a run over more processes.
+    Of the batch, since most patches of one image may be artifacts. Each process, and each accumulated batch, takes its
+    own median, so that a patch near the threshold may be judged otherwise where batches are split otherwise.
     """
     return norms > ratio * norms.median()
 

@@ -91,6 +91,11 @@ class DistillationTrainer(StoppableTrainer, DurableCheckpoints, StreamResume, Re
     ):
         args = DistillationArguments("distillation_output") if args is None else args
         check_processes(args)
+        if optimizers[0] is not None and args.adapter_learning_rate is not None:
+            raise ValueError(
+                "adapter_learning_rate is for the optimizer that Trainer makes: give the one in `optimizers` a group "
+                "of parameters with that rate instead."
+            )
         if compute_metrics is None:
             check_metric(args, eval_dataset)
         set_seed(args.seed)  # before projectors and adapter draw their weights
@@ -187,18 +192,29 @@ class DistillationTrainer(StoppableTrainer, DurableCheckpoints, StreamResume, Re
         return super().get_decay_parameter_names(model)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        given, rate = self.optimizer is not None, self.args.adapter_learning_rate
+        created, rate = self.optimizer is None, self.args.adapter_learning_rate
         optimizer = super().create_optimizer(model)
-        if given or rate is None:
+        if not created or rate is None:
             return optimizer
-        trained = (self.model if model is None else model).named_parameters()
-        adapter = {id(parameter) for name, parameter in trained if ".lora_" in name}
+        trained = (self.model if model is None else model).teacher.parameters()
+        adapter = {id(parameter) for parameter in trained if parameter.requires_grad}
         for group in list(optimizer.param_groups):
-            moved = [parameter for parameter in group["params"] if id(parameter) in adapter]
-            if moved:
+            own = [parameter for parameter in group["params"] if id(parameter) in adapter]
+            if own:
                 group["params"] = [parameter for parameter in group["params"] if id(parameter) not in adapter]
-                optimizer.add_param_group(group | {"params": moved, "lr": rate})
+                optimizer.add_param_group(group | {"params": own, "lr": rate})
         return optimizer
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        except ValueError as error:
+            if "parameter group" not in str(error):
+                raise
+            raise ValueError(
+                f"{checkpoint} groups its parameters otherwise: resume with the adapter_learning_rate that its "
+                "training_args.json says, or without, as it was."
+            ) from error
 
     def train(self, *args, **kwargs):
         with worker_advice(), memory_advice(self.args):

@@ -40,6 +40,14 @@ def test_a_resumed_run_is_the_run_that_was_never_interrupted(tmp_path, objective
     assert histories[0] == histories[1]
 
 
+def test_a_resume_with_another_grouping_of_parameters_says_so(tmp_path):
+    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    trainer_of(tmp_path, **options).train()
+    again = trainer_of(tmp_path, adapter_learning_rate=1e-4, **options)
+    with pytest.raises(ValueError, match=r"resume with the adapter_learning_rate that its training_args\.json says"):
+        again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
 def test_a_run_stopped_in_the_middle_of_an_epoch_resumes_exactly(tmp_path):
     class Stop(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):

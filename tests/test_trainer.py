@@ -2,10 +2,11 @@ import pytest
 import torch
 from families import FAMILIES, tiny_model, tiny_vit
 from peft import get_peft_model
-from runs import assert_same_weights, trainer_of, weights
+from runs import arguments, assert_same_weights, trainer_of, weights
 
 from singer_hf import (
     DistillationArguments,
+    DistillationTrainer,
     NullspaceLoraConfig,
     StudentSize,
     build_student,
@@ -88,7 +89,7 @@ def test_the_adapter_has_its_own_learning_rate_on_the_same_schedule(tmp_path):
     for expected in (1.0, (1 + 1e-4) / 2):  # at the start of the cosine, and half way
         for group in trainer.optimizer.param_groups:
             own = {names[id(parameter)].startswith("teacher.") for parameter in group["params"]}
-            assert len(own) < 2
+            assert len(own) < 2 and group["weight_decay"] in (0.0, 1e-4)
             if own:
                 assert group["lr"] == pytest.approx(expected * (5e-5 if own.pop() else 1e-3))
         for _ in range(5):
@@ -126,13 +127,36 @@ def test_an_adapters_option_that_means_nothing_is_an_error(tmp_path, options, me
 
 
 @pytest.mark.parametrize("objective", ["singer", "singer_reference"])
-def test_without_the_feature_losses_gradient_the_adapter_still_trains(tmp_path, objective):
-    trainer = trainer_of(tmp_path, objective=objective, outlier_min_ratio=1.2, detach_target=True)
-    assert not any("lora_" in name for name in trainer.untrained)
+@pytest.mark.parametrize(
+    ("options", "moves"),
+    [
+        ({"outlier_weight": 0.0}, True),  # by L_info
+        ({"info_weight": 0.0}, True),  # by L_outlier
+        ({"info_weight": 0.0, "outlier_min_ratio": 100.0}, False),  # no patch is that long
+    ],
+)
+def test_without_the_feature_losses_gradient_the_adapter_trains_by_the_other_terms(
+    tmp_path, objective, options, moves
+):
+    trainer = trainer_of(tmp_path, objective=objective, detach_target=True, weight_decay=0.0, **options)
     start = weights(trainer)
     trainer.train()
     moved = {name for name, tensor in weights(trainer).items() if not torch.equal(tensor, start[name])}
-    assert {name for name in start if "lora_" in name} <= moved
+    adapter = {name for name in start if "lora_" in name}
+    assert adapter <= moved if moves else not adapter & moved
+    assert any(name.startswith("student.") for name in moved)
+
+
+def test_an_adapter_that_nothing_trains_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="nothing trains the adapter"):
+        trainer_of(tmp_path, detach_target=True, outlier_weight=0.0, info_weight=0.0)
+
+
+def test_a_given_optimizer_has_no_rate_for_the_adapter(tmp_path):
+    args = arguments(tmp_path, adapter_learning_rate=1e-4)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
+    with pytest.raises(ValueError, match="adapter_learning_rate is for the optimizer that Trainer makes"):
+        DistillationTrainer(tiny_vit(), tiny_vit(), args, optimizers=(optimizer, None))
 
 
 def test_gradient_accumulation_equals_the_larger_batch(tmp_path):

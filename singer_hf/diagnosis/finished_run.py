@@ -54,7 +54,11 @@ def load_fit(
         projectors[layer] = torch.nn.Linear(matrix.shape[1], matrix.shape[0])
         projectors[layer].load_state_dict({"weight": matrix.float(), "bias": bias.float()})
         projectors[layer].to(weight.device)
-    loss = FeatureLoss(recorded.get("target_normalization") or "none", recorded.get("outlier_mask_ratio"))
+    loss = FeatureLoss(
+        recorded.get("target_normalization") or "none",
+        recorded.get("outlier_mask_ratio"),
+        recorded.get("prefix_share"),
+    )
     return StudentFit(projectors, pairs, targets, loss)
 
 

@@ -66,6 +66,8 @@ class Objective(nn.Module, ABC):
     name: ClassVar[str]
     uses_adapter: ClassVar[bool] = False
     """Whether the teacher must carry a nullspace adapter, which the objective trains."""
+    uses_feature_loss: ClassVar[bool] = False
+    """Whether it has a [`FeatureLoss`], with its options."""
     default_layer_matching: ClassVar[str] = "paper"
     default_init_lora_weights: ClassVar[str] = "nullspace"
 

@@ -18,9 +18,10 @@ class FeatureLoss(nn.Module):
         mask_ratio: patches of the target longer than so many times the batch's median patch norm (see
             [`far_above_median`]) add nothing to the loss: what the student puts there, it is not told. `None` in the
             paper: every token counts. Ours; where no patch is that long the loss is the paper's to the bit.
-        prefix_share: share ρ of the loss that prefix tokens (CLS, registers) have, whatever their number:
-            `ρ mean_prefix + (1 − ρ) mean_patches`. `None` in the paper: their share of the tokens, which for CLS alone
-            is 1 in 197 at 224 pixels and patch 16. Ours.
+        prefix_share: share ρ of the loss that the prefix tokens of both models have together, whatever their number:
+            `ρ mean_prefix + (1 − ρ) mean_patches`. Registers, whose norms may be high, are among them where both
+            models have them, and no mask covers them. `None` in the paper: their share of the tokens, which for CLS
+            alone is 1 in 197 at 224 pixels and patch 16. Ours.
 
     Raises:
         ValueError: an unknown name, a ratio of 1 or less (which would mask half of the patches of any image), a share

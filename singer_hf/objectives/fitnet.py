@@ -24,6 +24,7 @@ class FitNetObjective(Objective):
     """
 
     name = "fitnet"
+    uses_feature_loss = True
 
     def __init__(
         self,

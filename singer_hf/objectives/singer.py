@@ -27,18 +27,20 @@ class SingerObjective(Objective):
         info_weight: λ_info, 1.0 in the paper.
         projector: a name in `PROJECTORS`.
         normalize_target, outlier_mask_ratio, prefix_share: of L_KD alone, applied to F̂: see [`FeatureLoss`].
-        outlier_min_ratio: L_outlier counts patches above so many times the batch's median norm alone, see
-            [`outlier_loss`]; where there are none it is 0, and a teacher without artifacts keeps its norms. `None` in
-            the paper: the longest 1 − α of an image are always outliers. Ours.
+        outlier_min_ratio: of the longest 1 − α of an image, L_outlier shortens those alone that are above so many
+            times the batch's median norm, see [`outlier_loss`]; in a teacher without artifacts none. `None` in the
+            paper: all of them, in any teacher. Ours.
         detach_target: whether L_KD leaves the adapter alone, which L_outlier and L_info train then. The paper trains
             it by all three, and L_KD rewards a target that is easy to learn rather than one worth learning. Ours.
 
     Raises:
-        ValueError: α outside (0, 1), a negative weight, a distilled layer that carries no adapter.
+        ValueError: α outside (0, 1), a negative weight, a distilled layer that carries no adapter, an adapter that no
+            term trains.
     """
 
     name = "singer"
     uses_adapter = True
+    uses_feature_loss = True
     outlier_power = 1
 
     def __init__(
@@ -65,6 +67,10 @@ class SingerObjective(Objective):
         for term, weight in self.weights.items():
             if weight < 0:
                 raise ValueError(f"{term}_weight must not be negative, got {weight}.")
+        if detach_target and not (outlier_weight or info_weight):
+            raise ValueError(
+                "With detach_target and neither L_outlier nor L_info nothing trains the adapter: weigh one."
+            )
         plain = [layer for layer in self.teacher_layers if not hasattr(teacher.blocks[layer], "refine")]
         if plain:
             raise ValueError(
