@@ -1,7 +1,7 @@
 """Feature losses beyond the package's own, to be tried: a recipe names them in `feature_loss`.
 
-What gained became an option of the package (see docs/study.md); what did not stays here, so that its cells can be run
-again.
+What gained is an option of the package now (see docs/study.md); the rest stays here, so that its cells can be run
+again, and so do `prefix_share` and `detach_target` beside it, under which cells were recorded.
 """
 
 from __future__ import annotations

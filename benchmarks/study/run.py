@@ -80,7 +80,10 @@ def distill(grid: Grid, cell: Cell, folder: Path, output: Path, device: torch.de
     config, start = None, adapter.pop("adapter_start", None)
     if start is not None:
         layers = args.teacher_layers or kind.default_teacher_layers(teacher.config.num_hidden_layers)
-        teacher = started_teacher(teacher, processor, start, layers=layers, rank=adapter["lora_r"], images=train)
+        rank = adapter.pop("lora_r")
+        if adapter:
+            raise ValueError(f"{cell.name}: with adapter_start the options {sorted(adapter)} say nothing.")
+        teacher = started_teacher(teacher, processor, start, layers=layers, rank=rank, images=train)
     elif kind.uses_adapter:
         adapter = {"init_lora_weights": kind.default_init_lora_weights} | adapter
         config = NullspaceLoraConfig(r=adapter.pop("lora_r"), init_seed=cell.seed, **adapter)
@@ -97,7 +100,10 @@ def distill(grid: Grid, cell: Cell, folder: Path, output: Path, device: torch.de
         trainer.model.objective.feature_loss = CandidateLoss(**candidate)
     trainer.train()
     trainer.save_model()
-    return {"log": [entry for entry in trainer.state.log_history if "loss" in entry]}
+    training = {"log": [entry for entry in trainer.state.log_history if "loss" in entry]}
+    if kind.uses_adapter:
+        training["rank"] = trainer.teacher.peft_config["default"].r
+    return training
 
 
 def run_cell(grid: Grid, cell: Cell, folder: Path, camvid: str | None, device: torch.device) -> dict[str, Any]:
@@ -153,9 +159,9 @@ def main() -> None:
     parser.add_argument("--images", type=Path, required=True, help="folder of Tiny ImageNet's parquet files")
     parser.add_argument("--camvid", help="folder of CamVid's parquet files; without it that score is left out")
     parser.add_argument("--work", type=Path, default=Path("runs/study"), help="images, teachers, students")
-    parser.add_argument("--candidates", action="store_true", help="the grid's candidates beyond the paper too")
+    parser.add_argument("--candidates", action="store_true", help="the grid's cells of one seed too")
     parser.add_argument("--seeds", type=int, help="the grid's first so many seeds alone")
-    parser.add_argument("--only", default="*", help="pattern of cells, teacher.recipe.seed")
+    parser.add_argument("--only", nargs="+", default=["*"], help="patterns of cells, teacher.recipe.seed")
     parser.add_argument("--part", default="0/1", help="i/n: every n-th cell, from i on")
     parser.add_argument("--limit", type=int, help="stop after so many new cells")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch on the CPU")
@@ -172,7 +178,7 @@ def main() -> None:
         prepare_teachers(grid, folder, results, device)
     results.mkdir(parents=True, exist_ok=True)
     cells = grid.cells(candidates=args.candidates, seeds=args.seeds)
-    cells = [cell for cell in cells if fnmatch.fnmatch(cell.name, args.only)][part::parts]
+    cells = [cell for cell in cells if any(fnmatch.fnmatch(cell.name, each) for each in args.only)][part::parts]
     missing = [cell for cell in cells if not finished(results / f"{cell.name}.json", grid, cell)]
     for number, cell in enumerate(missing[: args.limit], len(cells) - len(missing) + 1):
         path = results / f"{cell.name}.json"

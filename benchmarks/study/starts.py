@@ -41,7 +41,7 @@ def jacobian(backbone: VisionBackbone, batches: ImageBatches, layers: list[int],
 
 
 def spectrum(backbone: VisionBackbone, batches: ImageBatches, layers: list[int], rank: int) -> Refinements:
-    """The paper's basis, of the rank that the surrogates' spectra say; `rank` is not looked at."""
+    """The paper's basis, of the rank that the surrogates' spectra say; `rank` is not looked at. See [`null_rank`]."""
     rank, _ = null_rank(diagnose_teacher(backbone, batches), layers)
     return initial_refinements(backbone, layers, rank)
 
@@ -52,7 +52,7 @@ STARTS = {"closed_form": closed_form, "jacobian": jacobian, "spectrum": spectrum
 def started_teacher(
     teacher: PreTrainedModel, processor: Any, start: str, *, layers: list[int], rank: int, images: Dataset
 ) -> PeftModel:
-    """The teacher with an adapter that starts as `STARTS` says, fitted to every tenth or so of `images`.
+    """The teacher with an adapter that starts as `STARTS` says, fitted to `IMAGES` of `images` (jacobian: to 100).
 
     Args:
         processor: the teacher's image processor.

@@ -9,7 +9,8 @@ teacher with their 95 % intervals and numbers of pairs. Prints Markdown tables, 
 
 Cells of one seed share the order of images, augmentation and the student's first weights, so differences are taken
 seed by seed: mean ± t(0.975, n − 1) s / √n. Of one seed there is no interval. The interval covers what changes with
-the seed; another teacher network, other planted artifacts and other test images are not covered.
+the seed; another teacher network, other planted artifacts and other test images are not covered. Each holds by itself,
+not all of them at once.
 """
 
 from __future__ import annotations
@@ -24,7 +25,13 @@ from typing import Any
 from scipy import stats
 
 ROOT = Path(__file__).parents[2]
-BASELINES = {"fitnet": "FitNet", "fitnet_layer_norm": "FitNet with normalised targets", "singer": "SiNGER"}
+BASELINES = {
+    "fitnet": "FitNet",
+    "fitnet_two_layers": "FitNet on SiNGER's layers",
+    "fitnet_layer_norm": "FitNet with normalised targets",
+    "singer": "SiNGER",
+    "fitnet_mask_prefix": "masked FitNet with CLS",
+}
 """Recipe that others are compared with -> its name in a table."""
 NAMES = {
     "teacher": "the teacher itself",
@@ -145,7 +152,9 @@ def _texts(row: dict[str, Any] | None, baseline: str, digits: int) -> tuple[str,
         return value, ""
     interval = row[f"interval_against_{baseline}"]
     bounds = "" if interval is None else f" [{interval[0]:+.{digits}f}, {interval[1]:+.{digits}f}]"
-    return value, f"{difference:+.{digits}f}{bounds}"
+    pairs = row[f"pairs_with_{baseline}"]
+    few = "" if pairs == row["seeds"] else f" ({pairs} pair{'s' * (pairs > 1)})"
+    return value, f"{difference:+.{digits}f}{bounds}{few}"
 
 
 def teacher_markdown(rows: list[dict[str, Any]], teacher: str) -> str:
@@ -234,8 +243,10 @@ def draw_scores(cells: dict[tuple[str, str], dict[int, dict[str, float]]], path:
         for (teacher, recipe), seeds in cells.items():
             if recipe in BOUNDS:
                 colour = "0.3" if teacher == "none" else COLOURS[teachers.index(teacher)]
-                mean = statistics.fmean(of[score] for of in seeds.values() if score in of)
-                axis.axvline(SCORES[score][1] * mean, color=colour, linestyle=":" if teacher == "none" else "--")
+                of_score = [of[score] for of in seeds.values() if score in of]
+                if of_score:
+                    value, line = SCORES[score][1] * statistics.fmean(of_score), ":" if teacher == "none" else "--"
+                    axis.axvline(value, color=colour, linestyle=line)
         for label, line in (("the teacher itself", "--"), ("untrained student", ":")):
             axis.plot([], [], color="0.3", linestyle=line, label=label)
         axis.set_yticks(range(len(recipes)), [NAMES[name] for name in recipes] if panel == 0 else [])

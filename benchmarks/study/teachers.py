@@ -48,10 +48,11 @@ def prepare_teachers(grid: Grid, folder: Path, results: Path, device: torch.devi
     else:
         network, processor = new_classifier(sizes, train.features["label"].names, seed=0)
         losses = train_classifier(network, processor, train, epochs=epochs, **training)
-        report["cross_entropy_of_epochs"] = losses
+        report.setdefault("cross_entropy_of_epochs", losses)
         _save(network, processor, trained)
     pixels = _pixels(test, processor, 500)
-    report["as_trained"] = _measured(network, processor, test, pixels, device)
+    measured = _measured(network, processor, test, pixels, device)
+    check_same("as trained", report.setdefault("as_trained", measured), measured, written)
     for name in missing:
         planting = grid.teachers[name]
         model = copy.deepcopy(network).to("cpu")
@@ -64,15 +65,18 @@ def prepare_teachers(grid: Grid, folder: Path, results: Path, device: torch.devi
         if found is not None:
             measured["planting"] = {"fired_share": found.fired_share, "block": found.block}
         check_same(name, report.setdefault(name, measured), measured, written)
+        results.mkdir(parents=True, exist_ok=True)
+        written.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         _save(model, processor, folder / name)
-    results.mkdir(parents=True, exist_ok=True)
-    written.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 def check_same(name: str, recorded: dict[str, Any], measured: dict[str, Any], path: Path) -> None:
-    """Training is deterministic, but kernels differ between machines: students of two teachers must not be mixed."""
+    """Raises ValueError unless both are reports of one teacher: students of two must not be mixed.
+
+    Training is deterministic, but kernels differ between machines.
+    """
     numbers = [_numbers(recorded), _numbers(measured)]
-    if not np.allclose(*numbers, rtol=1e-5):
+    if len(numbers[0]) != len(numbers[1]) or not np.allclose(*numbers, rtol=1e-5):
         raise ValueError(
             f"The {name} teacher that this machine trains is not the one of {path}: {numbers[1]} here, {numbers[0]} "
             "recorded. Move the results away to start anew, or use the kernels they were made with "
