@@ -159,6 +159,7 @@ def main() -> None:
     parser.add_argument("--images", type=Path, required=True, help="folder of Tiny ImageNet's parquet files")
     parser.add_argument("--camvid", help="folder of CamVid's parquet files; without it that score is left out")
     parser.add_argument("--work", type=Path, default=Path("runs/study"), help="images, teachers, students")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="one file a cell, below it by grid")
     parser.add_argument("--candidates", action="store_true", help="the grid's cells of one seed too")
     parser.add_argument("--seeds", type=int, help="the grid's first so many seeds alone")
     parser.add_argument("--only", nargs="+", default=["*"], help="patterns of cells, teacher.recipe.seed")
@@ -168,18 +169,21 @@ def main() -> None:
     args = parser.parse_args()
     grid, (part, parts) = Grid.read(args.grid), map(int, args.part.split("/"))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.set_num_threads(args.threads)
     register_projectors()
-    folder, results = args.work / grid.name, RESULTS / grid.name
+    folder, results = args.work / grid.name, args.results / grid.name
+    cells = grid.cells(candidates=args.candidates, seeds=args.seeds)
+    cells = [cell for cell in cells if any(fnmatch.fnmatch(cell.name, each) for each in args.only)][part::parts]
+    missing = [cell for cell in cells if not finished(results / f"{cell.name}.json", grid, cell)]
+    if not missing:
+        print(f"All {len(cells)} cells are in {results}; --results names another folder, to run them again.")
+        return
     data = {name: grid.data[name] for name in ("classes", "train_images", "test_images")}
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "preparation.lock"):  # of several processes one prepares, the others wait
         prepare_images(folder, args.images, **data)
         prepare_teachers(grid, folder, results, device)
     results.mkdir(parents=True, exist_ok=True)
-    cells = grid.cells(candidates=args.candidates, seeds=args.seeds)
-    cells = [cell for cell in cells if any(fnmatch.fnmatch(cell.name, each) for each in args.only)][part::parts]
-    missing = [cell for cell in cells if not finished(results / f"{cell.name}.json", grid, cell)]
+    torch.set_num_threads(args.threads)  # of the cells alone: teachers are prepared with all
     for number, cell in enumerate(missing[: args.limit], len(cells) - len(missing) + 1):
         path = results / f"{cell.name}.json"
         result = run_cell(grid, cell, folder, args.camvid, device)
