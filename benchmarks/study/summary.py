@@ -47,7 +47,6 @@ NAMES = {
     "fitnet_two_layers_mask": "FitNet, SiNGER's layers, masked",
     "fitnet_mask_prefix": "FitNet, SiNGER's layers, masked, CLS",
     "singer_gated": "SiNGER, gated",
-    "singer_gated_prefix": "SiNGER, gated, CLS",
 }
 """Recipe -> its name in tables by teacher and in the figure, in their order; others follow under their own."""
 BOUNDS = ("teacher", "untrained")
