@@ -204,7 +204,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         axis.set_yticks(range(len(recipes)), [NAMES.get(recipe, recipe) for recipe in recipes])
         axis.set_xlabel(f"{SCORES[score][0]}, points above FitNet")
         axis.grid(axis="x", alpha=0.3)
-    axes[0][0].legend(loc="best", fontsize="small")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize="small")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 
