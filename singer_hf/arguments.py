@@ -102,7 +102,7 @@ class DistillationArguments(TrainingArguments):
         default=None,
         metadata={
             "help": "singer, fitnet: patches of the target above so many times the batch's median norm are left out "
-            "of the feature loss, e.g. 2.0. Default: none are (paper)."
+            "of the feature loss, e.g. 2.0; `masked_share` in the log says how many. Default: none are (paper)."
         },
     )
     prefix_share: Optional[float] = field(

@@ -86,6 +86,14 @@ def test_long_patches_add_nothing(normalize):
     assert torch.equal(projected.grad.abs().amax(dim=-1, keepdim=True) > 0, kept > 0)
 
 
+def test_the_share_of_masked_patches():
+    _, target = tokens_with_long_patches((0, 4), (1, 7), (1, 9))
+    _, plain = tokens_with_long_patches()
+    found = FeatureLoss(mask_ratio=2.0).statistics([target, plain], 2)
+    assert found["masked_share"].item() == pytest.approx(3 / 16 / 2)
+    assert FeatureLoss().statistics([target], 2) == {}
+
+
 def test_an_image_full_of_artifacts_does_not_hide_them():
     projected, target = tokens_with_long_patches(*((0, place) for place in range(2, 8)))
     target = torch.cat([target, *[target[1:]] * 3])  # of five images, one with six long patches among eight
@@ -150,9 +158,10 @@ def test_singer_masks_by_the_refined_norms_and_the_adapter_learns_nothing_there(
 
 @pytest.mark.parametrize("objective", ["singer", "singer_reference", "fitnet"])
 def test_a_run_with_masked_outliers(tmp_path, objective):
-    trainer = trainer_of(tmp_path, objective=objective, outlier_mask_ratio=1.1)
-    assert trainer.model.objective.feature_loss.mask_ratio == 1.1
+    trainer = trainer_of(tmp_path, objective=objective, outlier_mask_ratio=1.01)
+    assert trainer.model.objective.feature_loss.mask_ratio == 1.01
     assert trainer.train().training_loss > 0
+    assert 0 < trainer.state.log_history[0]["masked_share"] < 0.6
 
 
 def test_options_that_cannot_be_meant(tmp_path):

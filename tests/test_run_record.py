@@ -66,6 +66,18 @@ def test_a_resumed_run_adds_a_session(tmp_path):
     sessions = read_record(tmp_path / RUN_FILE)["sessions"]
     assert [(each["first_step"], each["last_step"]) for each in sessions] == [(0, 2), (2, 4)]
     assert [each["images"] for each in sessions] == [16, 16]
+    assert not any("changed_options" in each for each in sessions)
+
+
+def test_a_run_resumed_with_other_options_says_so_and_records_it(tmp_path, caplog):
+    options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "outlier_mask_ratio": 2.0}
+    trainer_of(tmp_path / "first", **options).train()
+    again = trainer_of(tmp_path / "again", **options | {"outlier_mask_ratio": 3.0, "detach_target": True})
+    again.train(resume_from_checkpoint=str(tmp_path / "first" / "checkpoint-2"))
+    first, second = read_record(tmp_path / "again" / RUN_FILE)["sessions"]
+    assert "changed_options" not in first
+    assert second["changed_options"] == {"outlier_mask_ratio": [2.0, 3.0], "detach_target": [None, True]}
+    assert "outlier_mask_ratio was 2.0, is 3.0; detach_target was None, is True" in caplog.text
 
 
 def test_a_stream_and_several_held_out_sets(tmp_path):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import json
+import re
 import shutil
 import time
 from pathlib import Path
@@ -158,21 +159,31 @@ def main() -> None:
     parser.add_argument("grid", type=Path, help="YAML file")
     parser.add_argument("--images", type=Path, required=True, help="folder of Tiny ImageNet's parquet files")
     parser.add_argument("--camvid", help="folder of CamVid's parquet files; without it that score is left out")
-    parser.add_argument("--work", type=Path, default=Path("runs/study"), help="images, teachers, students")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("runs/study"),
+        help="images and teachers; students, each until it is scored (runs/study)",
+    )
     parser.add_argument("--results", type=Path, default=RESULTS, help="one file a cell, below it by grid")
-    parser.add_argument("--candidates", action="store_true", help="the grid's cells of one seed too")
+    parser.add_argument("--candidates", action="store_true", help="the cells of its `candidates` too, one seed each")
     parser.add_argument("--seeds", type=int, help="the grid's first so many seeds alone")
     parser.add_argument("--only", nargs="+", default=["*"], help="patterns of cells, teacher.recipe.seed")
     parser.add_argument("--part", default="0/1", help="i/n: every n-th cell, from i on")
     parser.add_argument("--limit", type=int, help="stop after so many new cells")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch on the CPU")
     args = parser.parse_args()
-    grid, (part, parts) = Grid.read(args.grid), map(int, args.part.split("/"))
+    share = re.fullmatch(r"(\d+)/(\d+)", args.part)
+    if share is None or not int(share[1]) < int(share[2]):
+        parser.error(f"--part {args.part}: expected i/n with i from 0 to n - 1, e.g. 0/2")
+    grid, part, parts = Grid.read(args.grid), int(share[1]), int(share[2])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     register_projectors()
     folder, results = args.work / grid.name, args.results / grid.name
     cells = grid.cells(candidates=args.candidates, seeds=args.seeds)
     cells = [cell for cell in cells if any(fnmatch.fnmatch(cell.name, each) for each in args.only)][part::parts]
+    if not cells:
+        parser.error(f"no cell of {args.grid} is {' or '.join(args.only)} (--candidates: the cells of one seed too)")
     missing = [cell for cell in cells if not finished(results / f"{cell.name}.json", grid, cell)]
     if not missing:
         print(f"All {len(cells)} cells are in {results}; --results names another folder, to run them again.")

@@ -5,7 +5,8 @@
 Writes `summary.json` beside the grid's folder (rows of other grids stay): rows, each of a cell (teacher, recipe) and a
 score, with mean and standard deviation over seeds, and the paired differences from each of `BASELINES` of the same
 teacher with their 95 % intervals and numbers of pairs. Prints Markdown tables, and draws
-`docs/images/study_<grid>.png` (paired differences) and `study_<grid>_scores.png` (every student).
+`study_<grid>.png` (paired differences) and `study_<grid>_scores.png` (every student): in `docs/images` of the recorded
+results, of others beside their `summary.json`.
 
 Cells of one seed share the order of images, augmentation and the student's first weights, so differences are taken
 seed by seed: mean ± t(0.975, n − 1) s / √n. Of one seed there is no interval. The interval covers what changes with
@@ -267,7 +268,7 @@ def main() -> None:
     rows = summary_rows(cells)
     if not rows:
         raise SystemExit(f"error: {args.folder} holds no results of cells: run benchmarks/study/run.py first.")
-    path = args.folder.parent / "summary.json"
+    path = args.folder.resolve().parent / "summary.json"
     kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     kept = [row for row in kept if row["grid"] != args.folder.name]
     found = [{"grid": args.folder.name} | row for row in rows]
@@ -278,7 +279,8 @@ def main() -> None:
         if any(row["score"] == score for row in rows):
             for baseline in BASELINES:
                 print(markdown(rows, score, baseline), end="\n\n")
-    images = ROOT / "docs" / "images"
+    recorded = path.parent == ROOT / "benchmarks" / "results" / "study"
+    images = ROOT / "docs" / "images" if recorded else path.parent
     draw(rows, images / f"study_{args.folder.name}.png")
     draw_scores(cells, images / f"study_{args.folder.name}_scores.png")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -65,6 +67,13 @@ class FeatureLoss(nn.Module):
             return projected, normalized
         kept = self._kept(target.detach(), num_prefix_tokens)[..., None]
         return torch.where(kept, full_precision(projected), full_precision(normalized)), normalized
+
+    def statistics(self, targets: Sequence[Tensor], num_prefix_tokens: int) -> dict[str, Tensor]:
+        """With a `mask_ratio`, `masked_share`: of the targets' patches that are left out, mean over layers, scalar."""
+        if self.mask_ratio is None:
+            return {}
+        kept = [self._kept(target.detach(), num_prefix_tokens)[:, num_prefix_tokens:].float() for target in targets]
+        return {"masked_share": 1 - sum(layer.mean() for layer in kept) / len(kept)}
 
     def _kept(self, target: Tensor, num_prefix_tokens: int) -> Tensor:
         """(B, N, d) -> (B, N), False for patches of too high a norm."""

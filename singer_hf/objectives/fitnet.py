@@ -62,13 +62,18 @@ class FitNetObjective(Objective):
 
     def forward(self, step: DistillationStep) -> ObjectiveOutput:
         aligner = self._aligner(step)
+        targets = [aligner.align_teacher(step.teacher.hidden[layer]) for layer in self.teacher_layers]
         loss = sum(
             self.feature_loss(
                 self.projectors[str(layer)](aligner.align_student(step.student.hidden[student_layer])),
-                aligner.align_teacher(step.teacher.hidden[layer]),
+                target,
                 aligner.num_prefix_tokens,
             )
-            for layer, student_layer in zip(self.teacher_layers, self.student_layers, strict=True)
+            for layer, student_layer, target in zip(self.teacher_layers, self.student_layers, targets, strict=True)
         )
         patches = [self._teacher_patches(step, step.teacher.hidden[layer]) for layer in self.teacher_layers]
-        return ObjectiveOutput({"loss_fitnet": loss}, artifact_statistics(patches, self.outlier_quantile, "before"))
+        return ObjectiveOutput(
+            {"loss_fitnet": loss},
+            artifact_statistics(patches, self.outlier_quantile, "before")
+            | self.feature_loss.statistics(targets, aligner.num_prefix_tokens),
+        )

@@ -67,6 +67,8 @@ class SingerObjective(Objective):
         for term, weight in self.weights.items():
             if weight < 0:
                 raise ValueError(f"{term}_weight must not be negative, got {weight}.")
+        if outlier_min_ratio is not None and not outlier_weight:
+            raise ValueError("outlier_min_ratio says which patches L_outlier shortens, but outlier_weight is 0.")
         if detach_target and not (outlier_weight or info_weight):
             raise ValueError(
                 "With detach_target and neither L_outlier nor L_info nothing trains the adapter: weigh one."
@@ -110,10 +112,11 @@ class SingerObjective(Objective):
     def forward(self, step: DistillationStep) -> ObjectiveOutput:
         aligner = self._aligner(step)
         refined = {layer: self.refine(layer, step.teacher.hidden[layer]) for layer in self.teacher_layers}
-        kd, outlier, info = [], [], []
+        targets, kd, outlier, info = [], [], [], []
         for layer, student_layer in zip(self.teacher_layers, self.student_layers, strict=True):
             student = aligner.align_student(step.student.hidden[student_layer])
             target = aligner.align_teacher(refined[layer].detach() if self.detach_target else refined[layer])
+            targets.append(target)
             kd.append(self.feature_loss(self.projectors[str(layer)](student), target, aligner.num_prefix_tokens))
             norms = patch_norms(self._teacher_patches(step, refined[layer]))
             outlier.append(outlier_loss(norms, self.outlier_quantile, self.outlier_power, self.outlier_min_ratio))
@@ -124,7 +127,8 @@ class SingerObjective(Objective):
         return ObjectiveOutput(
             {f"loss_{name}": self.weights[name] * sum(values) / len(values) for name, values in terms.items()},
             artifact_statistics(before, self.outlier_quantile, "before")
-            | artifact_statistics(after, self.outlier_quantile, "after"),
+            | artifact_statistics(after, self.outlier_quantile, "after")
+            | self.feature_loss.statistics(targets, aligner.num_prefix_tokens),
         )
 
     def refine(self, layer: int, hidden: Tensor) -> Tensor:

@@ -7,22 +7,25 @@
      "teacher": {"name", "revision", "model_type", "parameters", "dtype", "adapter"},
      "student": {"name", "revision", "model_type", "parameters", "trainable_parameters"},
      "train_data", "eval_data": {"name", "split", "revision", "fingerprint", "images", "files"},
-     "sessions": [{"started", "first_step", "last_step", "images", "seconds", "hardware", "versions"}]}
+     "sessions": [{"started", "first_step", "last_step", "images", "seconds", "hardware", "versions",
+                   "changed_options"}]}
 
 `adapter` is the adapter's configuration, `null` where the objective trains none. `revision` is a commit of the Hub,
 `null` for what is local. `images` of a stream is `null`, since it has no length; `images` of a session counts those
 that were learnt from, repetitions included. `fingerprint` is `datasets`' own, which tells data apart on one machine;
 of a stream that `load_images` opened it is a hash of revision and `files`: file -> bytes (`null` on the Hub, where the
 revision settles them), beyond 1,000 files their common folder -> bytes. `files` of what is no stream is `null`. A
-resumed run adds a session, as does each further call of `train()`; `seconds` is wall time from its first step to its
-last. Losses step by step are in `trainer_state.json`. Tokens are left out, also those inside of addresses: such an
-option is given again by hand.
+resumed run adds a session, as does each further call of `train()`; where it was given other options than the session
+before, `changed_options` says which, option -> [before, now], `null` for the default. `seconds` is wall time from its
+first step to its last. Losses step by step are in `trainer_state.json`. Tokens are left out, also those inside of
+addresses: such an option is given again by hand.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import platform
 import re
@@ -41,9 +44,12 @@ from ..checkpoints.sealed import SEAL, unsealed, write_sealed
 from .provenance import versions
 from .secrets import without_tokens
 
+logger = logging.getLogger(__name__)
+
 RUN_FILE = "run.json"
 _FIELDS = {"script", "options", "arguments", "objective", "teacher", "student", "train_data", "eval_data"}
 _FIELDS |= {"sessions", SEAL}
+_OF_WRITING = ("output_dir", "logging_", "save_", "report_to", "run_name", "disable_tqdm", "push_to_hub", "hub_")
 _NOT_OPTIONS = {"resume_from_checkpoint", "dry_run"}  # of how a run went on, not of what it is
 
 
@@ -66,6 +72,7 @@ class RunRecord:
         self._images_a_step = 0
         self._device, self._processes = args.device, args.world_size
         self._earlier: list[dict[str, Any]] = []
+        self._changed: dict[str, list[Any]] = {}
         self._session: dict[str, Any] | None = None
         self._start = 0.0
 
@@ -82,10 +89,23 @@ class RunRecord:
         self.content["teacher"]["adapter"] = _adapter(teacher)
 
     def resume(self, folder: str | os.PathLike) -> None:
-        """Goes on with the sessions that a checkpoint's record holds; without one, with none."""
+        """Goes on with the sessions that a checkpoint's record holds; without one, with none.
+
+        A warning names options that are others than there, whatever made them differ.
+        """
         path = Path(folder, RUN_FILE)
-        self._earlier = read_record(path)["sessions"] if path.exists() else []
+        earlier = read_record(path) if path.exists() else {"sessions": [], "options": self.content["options"]}
+        self._earlier = earlier["sessions"]
+        self._changed = changed_options(earlier["options"], self.content["options"])
         self._session = None  # of an earlier call of train(), whose weights are replaced
+        if self._changed:
+            told = "; ".join(f"{name} was {old}, is {new}" for name, (old, new) in self._changed.items())
+            logger.warning(
+                "%s was trained with other options than this run has now (None: the default): %s. What the optimizer "
+                "and the schedule saved, their rates too, stays as it was.",
+                folder,
+                told,
+            )
 
     def begin(self, step: int, batch_size: int) -> None:
         """Starts a session at a number of steps done, with batches of `batch_size` images a process."""
@@ -102,6 +122,8 @@ class RunRecord:
             "hardware": _hardware(self._device, self._processes),
             "versions": versions(),
         }
+        if self._changed:
+            self._session["changed_options"] = self._changed
 
     def reach(self, step: int) -> None:
         """Takes down that `step` steps are done now."""
@@ -138,6 +160,13 @@ class RecordRun(TrainerCallback):
         self.record.reach(state.global_step)
         if state.is_world_process_zero:
             self.record.save(args.output_dir)
+
+
+def changed_options(before: dict[str, Any], now: dict[str, Any]) -> dict[str, list[Any]]:
+    """Options that differ, name -> [before, now], without those that say where and how often a run writes."""
+    before, now = (json.loads(json.dumps(without_tokens(options), default=str)) for options in (before, now))
+    names = [name for name in {**before, **now} if not name.startswith(_OF_WRITING)]
+    return {name: [before.get(name), now.get(name)] for name in names if before.get(name) != now.get(name)}
 
 
 def read_record(path: str | os.PathLike) -> dict[str, Any]:
