@@ -123,7 +123,7 @@ class RunRecord:
             "versions": versions(),
         }
         if self._changed:
-            self._session["changed_options"] = self._changed
+            self._session["changed_options"], self._changed = self._changed, {}
 
     def reach(self, step: int) -> None:
         """Takes down that `step` steps are done now."""
