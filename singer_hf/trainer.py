@@ -212,8 +212,8 @@ class DistillationTrainer(StoppableTrainer, DurableCheckpoints, StreamResume, Re
             if "parameter group" not in str(error):
                 raise
             raise ValueError(
-                f"The optimizer of {checkpoint} does not fit this run's: {error}. Was adapter_learning_rate given there "
-                "and is not here, or the other way round? Its training_args.json says."
+                f"The optimizer of {checkpoint} does not fit this run's: {error}. Was adapter_learning_rate given "
+                "there and is not here, or the other way round? Its training_args.json says."
             ) from error
 
     def train(self, *args, **kwargs):

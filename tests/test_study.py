@@ -34,8 +34,17 @@ from candidates import CANDIDATE_PROJECTORS, CandidateLoss  # noqa: E402
 from grid import OWN_OBJECTIVES, Cell, Grid  # noqa: E402
 from run import ADAPTER_OPTIONS, finished, run_cell  # noqa: E402
 from starts import started_teacher  # noqa: E402
-from summary import draw, draw_scores, markdown, paired_difference, read_cells, summary_rows, teacher_markdown  # noqa: E402
-from teachers import check_same  # noqa: E402
+from summary import (  # noqa: E402
+    draw,
+    draw_scores,
+    likeness_markdown,
+    markdown,
+    paired_difference,
+    read_cells,
+    summary_rows,
+    teacher_markdown,
+)
+from teachers import check_same, prepare_teachers  # noqa: E402
 
 
 def test_the_grids_cells():
@@ -98,6 +107,31 @@ def test_a_teacher_that_comes_out_otherwise_is_not_taken_for_the_recorded_one(tm
     norms = [4.839, *recorded["largest_to_median"][1:]]  # what other kernels gave
     with pytest.raises(ValueError, match="artifacts teacher that this machine trains is not the one of"):
         check_same("artifacts", recorded, recorded | {"largest_to_median": norms}, tmp_path)
+
+
+def test_teachers_are_prepared_once_and_recorded_with_every_folder_of_results(tmp_path, monkeypatch):
+    grid, trained = Grid.read(STUDY / "cpu.yaml"), []
+    report = json.loads((STUDY.parent / "results" / "study" / "cpu" / "teachers.json").read_text())
+
+    def train(grid, missing, folder, own, device):
+        trained.extend(missing)
+        own |= report
+        for name in missing:
+            (folder / name).mkdir(parents=True)
+            (folder / name / "config.json").write_text("{}")
+        (folder / "teachers.json").write_text(json.dumps(own))
+
+    monkeypatch.setattr("teachers._train", train)
+    for results in ("first", "second"):
+        prepare_teachers(grid, tmp_path / "work", tmp_path / results, "cpu")
+        assert json.loads((tmp_path / results / "teachers.json").read_text()) == report
+    assert trained == list(grid.teachers)
+    with pytest.raises(ValueError, match="of another setting than the grid's: name another --work"):
+        prepare_teachers(replace(grid, data=grid.data | {"classes": 7}), tmp_path / "work", tmp_path / "first", "cpu")
+    others = report | {"severe": report["severe"] | {"top1_accuracy": 0.5}}
+    (tmp_path / "second" / "teachers.json").write_text(json.dumps(others))
+    with pytest.raises(ValueError, match="severe teacher that this machine trains is not the one of"):
+        prepare_teachers(grid, tmp_path / "work", tmp_path / "second", "cpu")
 
 
 @pytest.fixture
@@ -182,12 +216,19 @@ def test_rows_and_tables_come_from_the_cells_files(tmp_path):
     for recipe, of in values.items():
         for seed, value in enumerate(of):
             cell = {"teacher": "clean", "recipe": recipe, "seed": seed}
-            content = {"cell": cell, "scores": {"linear_top1": value}, "likeness": {"cka": None}}
+            alike = {"cka": None}
+            if recipe == "singer":
+                energy = {"5": {"up": {"prob": 0.1, "safe": 0.8}}, "7": {"up": {"prob": 0.3, "safe": 0.4}}}
+                alike |= {"remaining_gradient_on_outliers": 0.125, "energy": energy}
+            content = {"cell": cell, "scores": {"linear_top1": value}, "likeness": alike}
             (tmp_path / f"clean.{recipe}.{seed}.json").write_text(json.dumps(content))
     rows = summary_rows(read_cells(tmp_path))
     assert [(row["cell"], row["score"], row["seeds"]) for row in rows] == [
         ("fitnet", "linear_top1", 2),
         ("singer", "linear_top1", 3),
+        ("singer", "remaining_gradient_on_outliers", 3),
+        ("singer", "energy_prob", 3),
+        ("singer", "energy_safe", 3),
     ]
     assert rows[1]["mean"] == pytest.approx(38) and rows[1]["std"] == pytest.approx(7**0.5)
     assert rows[1]["difference_from_fitnet"] == pytest.approx(6) and "difference_from_fitnet" not in rows[0]
@@ -198,6 +239,7 @@ def test_rows_and_tables_come_from_the_cells_files(tmp_path):
     draw(rows, tmp_path / "differences.png")  # of two seeds an interval says nothing
     draw_scores(read_cells(tmp_path), tmp_path / "scores.png")
     assert not (tmp_path / "differences.png").exists() and (tmp_path / "scores.png").exists()
+    assert likeness_markdown(rows, "clean").splitlines()[3] == "| SiNGER, the paper's |  |  | 12.5 | 0.20 | 0.60 |"
     lines = teacher_markdown(rows, "clean").splitlines()
     assert [line.split(" | ")[:3] for line in lines[2:]] == [
         ["| FitNet", "2", "31.0 ± 1.4"],

@@ -193,7 +193,6 @@ def main() -> None:
     with FileLock(folder / "preparation.lock"):  # of several processes one prepares, the others wait
         prepare_images(folder, args.images, **data)
         prepare_teachers(grid, folder, results, device)
-    results.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.threads)  # of the cells alone: teachers are prepared with all
     for number, cell in enumerate(missing[: args.limit], len(cells) - len(missing) + 1):
         path = results / f"{cell.name}.json"

@@ -61,6 +61,9 @@ SCORES = {
     "camvid_miou": ("CamVid mIoU", 100),
     "gram_distance": ("Gram distance", 1),
     "cka": ("CKA", 1),
+    "remaining_gradient_on_outliers": ("remaining gradient on outliers, %", 100),
+    "energy_prob": ("E_prob of Φ_up", 1),
+    "energy_safe": ("E_safe of Φ_up", 1),
 }
 """Name in a result -> (heading, factor to the unit shown)."""
 
@@ -71,7 +74,11 @@ def read_cells(folder: Path) -> dict[tuple[str, str], dict[int, dict[str, float]
     for path in sorted(folder.glob("*.*.*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
         cell, alike = result["cell"], result["likeness"]
-        values = result["scores"] | {name: alike[name] for name in ("gram_distance", "cka") if name in alike}
+        likeness = ("gram_distance", "cka", "remaining_gradient_on_outliers")
+        values = result["scores"] | {name: alike[name] for name in likeness if name in alike}
+        if energy := alike.get("energy"):  # mean over the refined layers
+            for share in ("prob", "safe"):
+                values[f"energy_{share}"] = statistics.fmean(layer["up"][share] for layer in energy.values())
         known = {name: value for name, value in values.items() if value is not None}
         cells.setdefault((cell["teacher"], cell["recipe"]), {})[cell["seed"]] = known
     return cells
@@ -168,6 +175,21 @@ def teacher_markdown(rows: list[dict[str, Any]], teacher: str) -> str:
         cells = [NAMES.get(recipe, recipe), str(of["linear_top1"]["seeds"]), *texts["linear_top1"]]
         cells += [texts["knn_top1"][0], texts["corrupted_top1"][0], *texts["camvid_miou"]]
         lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def likeness_markdown(rows: list[dict[str, Any]], teacher: str) -> str:
+    """How like its teacher each recipe's student is, and what its adapter became; means over seeds."""
+    scores = ("gram_distance", "cka", "remaining_gradient_on_outliers", "energy_prob", "energy_safe")
+    lines = [
+        f"| {teacher} teacher | {' | '.join(SCORES[score][0] for score in scores)} |",
+        "|---" * (1 + len(scores)) + "|",
+    ]
+    own = [row for row in rows if row["teacher"] == teacher and row["cell"] not in BOUNDS]
+    for recipe in sorted(dict.fromkeys(row["cell"] for row in own), key=_place):
+        of = {row["score"]: row["mean"] for row in own if row["cell"] == recipe}
+        texts = [f"{of[score]:.{1 if SCORES[score][1] == 100 else 2}f}" if score in of else "" for score in scores]
+        lines.append(f"| {NAMES.get(recipe, recipe)} | {' | '.join(texts)} |")
     return "\n".join(lines)
 
 
@@ -274,7 +296,7 @@ def main() -> None:
     found = [{"grid": args.folder.name} | row for row in rows]
     path.write_text(json.dumps(kept + found, indent=2) + "\n", encoding="utf-8")
     for teacher in dict.fromkeys(row["teacher"] for row in rows if row["teacher"] != "none"):
-        print(teacher_markdown(rows, teacher), end="\n\n")
+        print(teacher_markdown(rows, teacher), likeness_markdown(rows, teacher), sep="\n\n", end="\n\n")
     for score in SCORES:
         if any(row["score"] == score for row in rows):
             for baseline in BASELINES:

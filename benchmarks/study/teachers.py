@@ -25,34 +25,44 @@ def prepare_teachers(grid: Grid, folder: Path, results: Path, device: torch.devi
     """Trains the network once, plants, tunes and writes each teacher to `folder / name`, unless it is there.
 
     A teacher's options are those of [`plant_artifacts`]; `null` for the one without. All are tuned behind the planted
-    block for equally long. `teachers.json` among the results says how they came out. The place of artifacts is fitted
-    to background patches of test images, without their labels.
+    block for equally long. `teachers.json` says how they came out, in `folder` and among the results. The place of
+    artifacts is fitted to background patches of test images, without their labels.
 
     Raises:
-        ValueError: a teacher has come out otherwise than `teachers.json` among the results says it did.
+        ValueError: the folder holds teachers of another setting, or those of the recorded results came out otherwise.
     """
-    missing = [name for name in grid.teachers if not (folder / name / "config.json").exists()]
-    if not missing:
-        return
-    written = results / REPORT
+    own, setting = _read(folder / REPORT), grid.setting | {"teachers": grid.teachers}
+    if own.setdefault("setting", setting) != setting:
+        raise ValueError(
+            f"{folder} holds images and teachers of another setting than the grid's: name another --work."
+        )
+    missing = [name for name in grid.teachers if name not in own or not (folder / name / "config.json").exists()]
+    if missing:
+        _train(grid, missing, folder, own, device)
+    results.mkdir(parents=True, exist_ok=True)
+    recorded = _read(results / REPORT)
+    for name in ("as_trained", *grid.teachers):
+        check_same(name, recorded.get(name, own[name]), own[name], results / REPORT)
+    _write(results / REPORT, {name: value for name, value in own.items() if name != "setting"} | recorded)
+
+
+def _train(grid: Grid, missing: list[str], folder: Path, own: dict[str, Any], device: torch.device | str) -> None:
+    """Trains what is missing, and takes down in `own`, and in its file, how each came out."""
     train, test = (load_images(str(folder / f"{split}.parquet"), split="train") for split in ("train", "test"))
     options = dict(grid.teacher)
     block, epochs, tuning = options.pop("planted_block"), options.pop("epochs"), options.pop("tuning")
     sizes, training = options.pop("sizes"), options | {"seed": 0, "device": device}
     trained = folder / "as_trained"
-    report: dict[str, Any] = json.loads(written.read_text(encoding="utf-8")) if written.exists() else {}
-    report = {"versions": versions(), "images": {"train": len(train), "test": len(test)}} | report
+    own |= {"versions": versions(), "images": {"train": len(train), "test": len(test)}}
     if (trained / "config.json").exists():
         network = ViTForImageClassification.from_pretrained(trained)
         processor = ViTImageProcessor.from_pretrained(trained)
     else:
         network, processor = new_classifier(sizes, train.features["label"].names, seed=0)
-        losses = train_classifier(network, processor, train, epochs=epochs, **training)
-        report.setdefault("cross_entropy_of_epochs", losses)
+        own["cross_entropy_of_epochs"] = train_classifier(network, processor, train, epochs=epochs, **training)
         _save(network, processor, trained)
     pixels = _pixels(test, processor, 500)
-    measured = _measured(network, processor, test, pixels, device)
-    check_same("as trained", report.setdefault("as_trained", measured), measured, written)
+    own["as_trained"] = _measured(network, processor, test, pixels, device)
     for name in missing:
         planting = grid.teachers[name]
         model = copy.deepcopy(network).to("cpu")
@@ -61,13 +71,19 @@ def prepare_teachers(grid: Grid, folder: Path, results: Path, device: torch.devi
         for part in (*model.vit.layers[block + 1 :], model.vit.layernorm, model.classifier):
             part.requires_grad_(True)
         train_classifier(model, processor, train, **(training | tuning))
-        measured = _measured(model, processor, test, pixels, device)
+        own[name] = _measured(model, processor, test, pixels, device)
         if found is not None:
-            measured["planting"] = {"fired_share": found.fired_share, "block": found.block}
-        check_same(name, report.setdefault(name, measured), measured, written)
-        results.mkdir(parents=True, exist_ok=True)
-        written.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+            own[name]["planting"] = {"fired_share": found.fired_share, "block": found.block}
+        _write(folder / REPORT, own)
         _save(model, processor, folder / name)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _write(path: Path, report: dict[str, Any]) -> None:
+    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 def check_same(name: str, recorded: dict[str, Any], measured: dict[str, Any], path: Path) -> None:
