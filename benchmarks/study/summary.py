@@ -227,10 +227,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         axis.set_yticks(range(len(recipes)), [NAMES.get(recipe, recipe) for recipe in recipes])
         axis.set_xlabel(f"{SCORES[score][0]}, points above FitNet")
         axis.grid(axis="x", alpha=0.3)
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize="small")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    _save(figure, axes, path)
 
 
 def draw_scores(cells: dict[tuple[str, str], dict[int, dict[str, float]]], path: Path) -> None:
@@ -276,6 +273,11 @@ def draw_scores(cells: dict[tuple[str, str], dict[int, dict[str, float]]], path:
         axis.set_ylim(-0.6, len(recipes) - 0.4)
         axis.set_xlabel(SCORES[score][0])
         axis.grid(alpha=0.3)
+    _save(figure, axes, path)
+
+
+def _save(figure: Any, axes: Any, path: Path) -> None:
+    """Writes a figure with one legend below all of its panels."""
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize="small")
     path.parent.mkdir(parents=True, exist_ok=True)
